@@ -1,0 +1,51 @@
+"""Named crash points: a test arms one, and the process dies there as by SIGKILL.
+
+`S3VOL_FAILPOINT=NAME` kills at the first hit of NAME, `NAME:3` at the third. Unarmed, a hit costs one comparison.
+Every name is listed here, so that a test can walk through all of them and a typing error cannot arm nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import signal
+
+
+class Point(enum.Enum):
+    """One per step at which a crash leaves another state behind."""
+
+    WRITE_AFTER_DATA = "write-after-data"
+    SYNC_AFTER_DATA = "sync-after-data"
+    SYNC_AFTER_COMMIT = "sync-after-commit"
+    PUBLISH_BEFORE_PUT = "publish-before-put"
+    PUBLISH_AFTER_PUT = "publish-after-put"
+    UPLOAD_AFTER_CREATE = "upload-after-create"
+    UPLOAD_AFTER_PART = "upload-after-part"
+    UPLOAD_BEFORE_COMPLETE = "upload-before-complete"
+    UPLOAD_AFTER_COMPLETE = "upload-after-complete"
+    CONFLICT_AFTER_COPY = "conflict-after-copy"
+    EVICT_AFTER_RECORD = "evict-after-record"
+    REPLAY_AFTER_LOAD = "replay-after-load"
+    RENAME_AFTER_COPY = "rename-after-copy"
+    RENAME_AFTER_TOMBSTONE = "rename-after-tombstone"
+    RENAME_AFTER_DELETE = "rename-after-delete"
+    RENAME_DIR_AFTER_INTENT = "rename-dir-after-intent"
+    RENAME_DIR_AFTER_COPIES = "rename-dir-after-copies"
+    UNLINK_BEFORE_DELETE = "unlink-before-delete"
+
+
+def _parse(text: str) -> tuple[Point | None, int]:
+    name, _, nth = text.partition(":")
+    return (Point(name), int(nth or "1")) if name else (None, 0)
+
+
+_armed, _left = _parse(os.environ.get("S3VOL_FAILPOINT", ""))
+
+
+def hit(point: Point) -> None:
+    """Die here if this point is armed and its count is reached."""
+    global _left
+    if point is _armed:
+        _left -= 1
+        if _left <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
