@@ -1,0 +1,46 @@
+# Each target installs what it needs first (tools/bootstrap says what and how), so that any of them works on a fresh
+# Debian machine. ARGS goes to pytest or to the benchmark: make test ARGS="-k rename".
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint format bench soak clean
+
+ARGS ?=
+BIN := .venv/bin
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## mount a directory as a bucket, write and read through the kernel, show the plain objects
+	@tools/bootstrap run
+	@tools/demo
+
+test: ## the whole suite: unit, real MinIO, kernel mounts, public POSIX suites
+	@tools/bootstrap test
+	@tools/test -m "not soak" $(ARGS)
+
+check: lint ## lint, types, layers, docs and the tests that need neither a server nor the kernel
+	@tools/test -m "not soak and not minio and not kernel" -q $(ARGS)
+
+lint: ## formatting, ruff, mypy: what pre-commit runs
+	@tools/bootstrap dev
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy --no-error-summary
+
+format: ## rewrite the code in the house style
+	@tools/bootstrap dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: ## the mount against plain requests to the same MinIO, in one run
+	@tools/bootstrap test
+	@tools/with-tools $(BIN)/python -m bench.run $(ARGS)
+
+soak: ## the long tests
+	@tools/bootstrap test
+	@tools/test -m soak --timeout=0 $(ARGS)
+
+clean: ## remove what was built here; the tools folder stays (rm -rf .cache removes that too)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	find . -name __pycache__ -type d -not -path './.cache/*' -prune -exec rm -rf {} +
