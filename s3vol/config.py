@@ -1,0 +1,306 @@
+"""The options of a mount: the one table that flags, `-o` lists, `S3VOL_*`, TOML files and docs/options.md come from.
+
+`MountOptions` is the table: a frozen dataclass whose fields carry parser, group, help and the default as people read
+it. An option exists in all those places or in none. How values get into it is `s3vol.layers`.
+
+Rejected: a TOML-only configuration; docker and fstab speak `-o`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from s3vol import units
+from s3vol.types import GIB, MIB
+
+VARIABLE_PREFIX = "S3VOL_"
+
+_METAVARS: Mapping[Callable[[str], Any], str] = {
+    units.parse_size: "SIZE",
+    units.parse_duration: "TIME",
+    units.parse_count: "N",
+    units.parse_mask: "OCTAL",
+    units.parse_user: "USER",
+    units.parse_group: "GROUP",
+    units.parse_path: "PATH",
+    units.parse_label: "NAME",
+    units.parse_text: "TEXT",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One row of the table as flags, files and documentation see it."""
+
+    name: str  # with hyphens
+    parse: Callable[[str], Any]
+    group: str
+    help: str
+    shown: str  # the default, as text for people
+
+    @property
+    def is_flag(self) -> bool:
+        """True for a switch that takes no value on the command line."""
+        return self.parse is units.parse_flag
+
+    @property
+    def metavar(self) -> str:
+        """What stands for the value in a usage text; empty for a switch."""
+        return "|".join(self.parse.words) if isinstance(self.parse, units.Choice) else _METAVARS.get(self.parse, "")
+
+    @property
+    def variable(self) -> str:
+        """Name of the environment variable."""
+        return variable(self.name)
+
+
+def variable(name: str) -> str:
+    """Name of the environment variable of an option."""
+    return VARIABLE_PREFIX + name.upper().replace("-", "_")
+
+
+def _about(parse: Callable[[str], Any], group: str, help: str, shown: str = "") -> Mapping[str, Any]:
+    return {"parse": parse, "group": group, "help": help, "shown": shown}
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9-]", "", socket.gethostname().partition(".")[0]) or "node"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountOptions:
+    """Everything that can be set for one mount. None means "decided when mounting", as the help text says.
+
+    Sizes are in bytes, times in seconds.
+    """
+
+    mode: str = field(
+        default="shared",
+        metadata=_about(
+            units.Choice(("shared", "readonly")),
+            "Contract",
+            "Access mode, the same on all nodes of a volume: `shared` for files that replicas share, `readonly` for "
+            "images, models and data sets.",
+        ),
+    )
+    close: str = field(
+        default="remote",
+        metadata=_about(
+            units.Choice(("remote", "local")),
+            "Contract",
+            "When close() returns: `remote`, when the bucket holds the content; `local`, when the journal on this "
+            "machine does.",
+        ),
+    )
+    fsync: str = field(
+        default="remote",
+        metadata=_about(
+            units.Choice(("remote", "local")), "Contract", "When fsync() returns: the same choice as for close()."
+        ),
+    )
+    attr_ttl: float = field(
+        default=1.0,
+        metadata=_about(
+            units.parse_duration,
+            "Contract",
+            "How long names and attributes are believed without asking. open() always asks.",
+            "1s",
+        ),
+    )
+    timeout: float = field(
+        default=60.0,
+        metadata=_about(
+            units.parse_duration,
+            "Contract",
+            "How long an operation waits for an endpoint that does not answer, before it fails with EIO.",
+            "60s",
+        ),
+    )
+    drain_timeout: float = field(
+        default=60.0,
+        metadata=_about(
+            units.parse_duration,
+            "Contract",
+            "How long umount and SIGTERM wait for data to be published. What is left then stays in the journal, and is "
+            "said.",
+            "60s",
+        ),
+    )
+    node: str = field(
+        default=_host(),
+        metadata=_about(
+            units.parse_label, "Contract", "Name of this machine in the names of conflict copies.", "the host name"
+        ),
+    )
+    cache_dir: Path | None = field(
+        default=None,
+        metadata=_about(
+            units.parse_path,
+            "Cache",
+            "Where chunks and journal live; each source gets a directory of its own in it.",
+            "`/var/cache/s3vol` for root, else `$XDG_CACHE_HOME/s3vol`",
+        ),
+    )
+    cache_size: int = field(
+        default=10 * GIB,
+        metadata=_about(
+            units.parse_size, "Cache", "Most disk space that the cache takes. Unpublished data is never evicted.", "10G"
+        ),
+    )
+    cache_free: int = field(
+        default=GIB,
+        metadata=_about(
+            units.parse_size, "Cache", "Free space that is left on the cache's disk, whatever `cache-size` says.", "1G"
+        ),
+    )
+    memory: int = field(
+        default=128 * MIB,
+        metadata=_about(units.parse_size, "Cache", "Memory for content on its way from or to the endpoint.", "128M"),
+    )
+    dirty_max: int = field(
+        default=2 * GIB,
+        metadata=_about(units.parse_size, "Cache", "Most unpublished data; beyond it writers wait.", "2G"),
+    )
+    dirty_age: float = field(
+        default=300.0,
+        metadata=_about(
+            units.parse_duration, "Cache", "Age at which unpublished data is forced out and writers wait.", "5m"
+        ),
+    )
+    journal_age: float = field(
+        default=5.0,
+        metadata=_about(
+            units.parse_duration, "Cache", "Data that nobody synced is on the local disk within this time.", "5s"
+        ),
+    )
+    readahead: int = field(
+        default=32 * MIB,
+        metadata=_about(units.parse_size, "Cache", "Most that is fetched ahead of a sequential reader.", "32M"),
+    )
+    uploads: int = field(default=8, metadata=_about(units.parse_count, "Cache", "Uploads at a time."))
+    downloads: int = field(default=8, metadata=_about(units.parse_count, "Cache", "Downloads at a time."))
+    endpoint: str | None = field(
+        default=None,
+        metadata=_about(
+            units.parse_text,
+            "Endpoint",
+            "URL of an S3 server that is not AWS, for example `https://minio.example:9000`.",
+            "`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, the profile's, or AWS",
+        ),
+    )
+    region: str | None = field(
+        default=None,
+        metadata=_about(
+            units.parse_text, "Endpoint", "Region of the bucket.", "`AWS_REGION`, the profile's, or `us-east-1`"
+        ),
+    )
+    profile: str | None = field(
+        default=None,
+        metadata=_about(
+            units.parse_text,
+            "Endpoint",
+            "Profile in the AWS configuration that credentials come from.",
+            "`AWS_PROFILE`, or the AWS chain",
+        ),
+    )
+    ca_bundle: Path | None = field(
+        default=None,
+        metadata=_about(
+            units.parse_path,
+            "Endpoint",
+            "PEM file with the authorities to trust for https.",
+            "`AWS_CA_BUNDLE`, or the system's",
+        ),
+    )
+    uid: int | None = field(
+        default=None, metadata=_about(units.parse_user, "Mount", "Owner of files that carry none.", "who mounts")
+    )
+    gid: int | None = field(
+        default=None, metadata=_about(units.parse_group, "Mount", "Group of files that carry none.", "of who mounts")
+    )
+    umask: int = field(
+        default=0o022,
+        metadata=_about(units.parse_mask, "Mount", "Permission bits that files without attributes do not get.", "022"),
+    )
+    allow_other: bool = field(
+        default=False,
+        metadata=_about(
+            units.parse_flag,
+            "Mount",
+            "Let other users in; permissions are always checked. For others than root this needs `user_allow_other` in "
+            "`/etc/fuse.conf`.",
+        ),
+    )
+    dev: bool = field(default=False, metadata=_about(units.parse_flag, "Mount", "Honour device files. Root only."))
+    suid: bool = field(
+        default=False,
+        metadata=_about(units.parse_flag, "Mount", "Honour set-user-ID and set-group-ID bits. Root only."),
+    )
+    exec: bool = field(default=True, metadata=_about(units.parse_flag, "Mount", "Allow programs to be run."))
+    log_level: str = field(
+        default="info",
+        metadata=_about(
+            units.Choice(("debug", "info", "warning", "error")), "Log", "Least severe message that is written."
+        ),
+    )
+    log_format: str = field(
+        default="text",
+        metadata=_about(units.Choice(("text", "json")), "Log", "A line of text or a JSON object for each message."),
+    )
+    log_file: Path | None = field(
+        default=None,
+        metadata=_about(
+            units.parse_path,
+            "Log",
+            "Where messages go. At 8 MiB the file becomes FILE.1 and a new one is begun.",
+            "beside the volume's cache directory, ending in `.log`; with `--foreground` stderr",
+        ),
+    )
+
+    @property
+    def read_only(self) -> bool:
+        """True when nothing may be written."""
+        return self.mode == "readonly"
+
+
+@dataclass(frozen=True, slots=True)
+class Short:
+    """A second way to say one value of an option. `no` is None where only the bare word makes sense."""
+
+    name: str
+    stands_for: str
+    yes: str
+    no: str | None
+    help: str
+
+
+SHORTS = (
+    Short("write-back", "close", "local", "remote", "Short for `close=local`: fast, and asynchronous."),
+    Short("read-only", "mode", "readonly", "shared", "Short for `mode=readonly`."),
+    Short("ro", "mode", "readonly", None, "The same, as mount(8) says it."),
+    Short("nodev", "dev", "no", None, "The default, as mount(8) says it."),
+    Short("nosuid", "suid", "no", None, "The default, as mount(8) says it."),
+    Short("noexec", "exec", "no", None, "Programs on the mount cannot be run, as mount(8) says it."),
+)
+
+
+def _row(item: dataclasses.Field[Any]) -> Option:
+    shown = item.metadata["shown"]
+    if not shown:
+        shown = ("yes" if item.default else "no") if isinstance(item.default, bool) else str(item.default)
+    return Option(
+        name=item.name.replace("_", "-"),
+        parse=item.metadata["parse"],
+        group=item.metadata["group"],
+        help=item.metadata["help"],
+        shown=shown,
+    )
+
+
+OPTIONS: Mapping[str, Option] = {row.name: row for row in map(_row, dataclasses.fields(MountOptions))}
