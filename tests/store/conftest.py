@@ -1,0 +1,83 @@
+"""The backends that the conformance suite runs on. A new backend is one entry in BACKENDS, and no new tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from s3vol.store.base import Store
+from s3vol.store.memory import MEMORY_CAPABILITIES, MemoryBucket, MemoryStore
+from s3vol.types import KIB
+
+OpenAt = Callable[[str], Awaitable[Store]]
+"""Opens a view, on a prefix ("" for all), of the one bucket that a test has. The fixture closes it."""
+
+Backend = Callable[[Path], AbstractAsyncContextManager[OpenAt]]
+"""Makes an empty bucket for one test; may use the directory."""
+
+PART_BYTES = 4 * KIB  # small parts keep tests fast; tests read the size from the capabilities
+
+
+@asynccontextmanager
+async def memory(tmp_path: Path) -> AsyncIterator[OpenAt]:
+    """The reference."""
+    bucket = MemoryBucket()
+    capabilities = replace(MEMORY_CAPABILITIES, min_part_bytes=PART_BYTES)
+
+    async def open_at(prefix: str) -> Store:
+        return MemoryStore(bucket, prefix, capabilities=capabilities)
+
+    yield open_at
+
+
+@asynccontextmanager
+async def memory_poor(tmp_path: Path) -> AsyncIterator[OpenAt]:
+    """The reference, poorer: children hidden by an object, no metadata in listings, no watch, ETags that are no MD5."""
+    bucket = MemoryBucket()
+    capabilities = replace(
+        MEMORY_CAPABILITIES,
+        min_part_bytes=PART_BYTES,
+        hides_children=True,
+        list_metadata=False,
+        etag_is_md5=False,
+        watch=False,
+    )
+
+    async def open_at(prefix: str) -> Store:
+        return MemoryStore(bucket, prefix, capabilities=capabilities)
+
+    yield open_at
+
+
+BACKENDS: dict[str, Backend] = {
+    "memory": memory,
+    "memory-poor": memory_poor,
+}
+
+MARKS: dict[str, list[pytest.MarkDecorator]] = {}
+"""Marks of a backend's tests, by the same names: what needs a server is marked here."""
+
+
+@pytest.fixture(params=[pytest.param(name, marks=MARKS.get(name, [])) for name in BACKENDS])
+async def store_at(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OpenAt]:
+    """Opens views of one empty bucket."""
+    opened: list[Store] = []
+    async with BACKENDS[request.param](tmp_path) as open_at:
+
+        async def open_and_note(prefix: str) -> Store:
+            opened.append(await open_at(prefix))
+            return opened[-1]
+
+        yield open_and_note
+        for store in opened:
+            await store.aclose()
+
+
+@pytest.fixture
+async def store(store_at: OpenAt) -> Store:
+    """A store on an empty bucket."""
+    return await store_at("")
