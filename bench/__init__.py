@@ -1,0 +1,1 @@
+"""Measurements of a mount against plain requests to the same server. Never imported by the product."""

@@ -1,0 +1,1 @@
+"""The Docker volume driver: it will start and watch `s3vol mount` processes, and imports nothing of them."""
