@@ -1,0 +1,246 @@
+"""Single requests to S3, each one attempt: what is sent, and what the answer means. Synchronous; run in threads.
+
+Theory of operation. Every hot call exists twice: by obstore, and by botocore for what obstore would alter or refuse
+(keys ending in `/`, control characters, metadata names that look like system headers, large bodies). The two give the
+same values. Keys here are whole keys of the bucket. Exceptions are the clients' own; `Client.read` and
+`Client.change` translate them.
+
+416 (the range begins behind the end) is a value here, None, not an error: MinIO judges the range before If-Match,
+so what it means is for the caller to find out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import obstore
+from botocore.exceptions import ClientError
+from obstore.exceptions import BaseError
+
+from s3vol.errors import Corrupt, Unavailable
+from s3vol.store import edge
+from s3vol.store import s3_wire as wire
+from s3vol.store.base import Buffer, Condition, Part
+from s3vol.store.s3_client import FAST_BODY_BYTES, SSE_HEADER, Client
+from s3vol.types import ObjectInfo
+
+if TYPE_CHECKING:
+    from obstore import GetOptions, PutMode
+
+_SYSTEM = frozenset(
+    {"Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Storage-Class"}
+)
+_NS = 1_000_000_000
+_MUTE = frozenset({301, 400, 401, 403, 404})  # statuses that mean several things without a body
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a PUT carries. `metadata` is encoded already."""
+
+    body: Buffer
+    metadata: Mapping[str, str]
+    content_type: str
+
+
+def head(client: Client, key: str) -> ObjectInfo:
+    """HEAD; its refusal, which has no body to say why, is made to speak by a GET of the same key."""
+    try:
+        return _head_fast(client, key) if wire.is_plain_key(key) else _head_slow(client, key)
+    except (BaseError, FileNotFoundError, ClientError) as error:
+        answer = edge.answer_of(error)
+        if answer is None or answer.code or answer.status not in _MUTE:
+            raise
+        client.slow.get_object(Bucket=client.bucket, Key=key)["Body"].close()
+        if answer.status == 404:
+            raise Unavailable(f"head {key}: missing for HEAD, there for GET: it was written just now") from error
+        raise
+
+
+def _head_fast(client: Client, key: str) -> ObjectInfo:
+    found = obstore.get(client.fast, key, options={"head": True})
+    meta = found.meta
+    attributes = found.attributes
+    return ObjectInfo(
+        key=key,
+        size=meta["size"],
+        etag=wire.bare(meta["e_tag"]),
+        modified_ns=int(meta["last_modified"].timestamp()) * _NS,
+        metadata=dict(wire.decode_metadata(n, v) for n, v in attributes.items() if n not in _SYSTEM),
+        content_type=attributes.get("Content-Type", ""),
+    )
+
+
+def _head_slow(client: Client, key: str) -> ObjectInfo:
+    found = client.slow.head_object(Bucket=client.bucket, Key=key)
+    return ObjectInfo(
+        key=key,
+        size=found["ContentLength"],
+        etag=wire.bare(found["ETag"]),
+        modified_ns=int(found["LastModified"].timestamp()) * _NS,
+        metadata=dict(wire.decode_metadata(name, value) for name, value in found["Metadata"].items()),
+        content_type=found.get("ContentType", ""),
+    )
+
+
+def get(client: Client, key: str, start: int, length: int, if_match: str | None) -> Buffer | None:
+    """Ranged GET, its body read to the end; None when `start` is at or behind the end of the object."""
+    read = _get_fast if wire.is_plain_key(key) else _get_slow
+    try:
+        body, size = read(client, key, start, length, if_match)
+    except (BaseError, ClientError) as error:
+        answer = edge.answer_of(error)
+        if answer is not None and answer.status == 416:
+            return None
+        raise
+    expected = min(length, size - start)
+    if len(body) != expected:
+        raise Unavailable(f"get {key}: {len(body)} bytes came where {expected} were announced")
+    return body
+
+
+def _get_fast(client: Client, key: str, start: int, length: int, if_match: str | None) -> tuple[Buffer, int]:
+    options: GetOptions = {"range": (start, start + length)}
+    if if_match is not None:
+        options["if_match"] = wire.quoted(if_match)
+    found = obstore.get(client.fast, key, options=options)
+    if found.range[0] != start:
+        raise Unavailable(f"get {key}: the answer begins at {found.range[0]}, not at {start}")
+    return memoryview(found.bytes()), found.meta["size"]
+
+
+def _get_slow(client: Client, key: str, start: int, length: int, if_match: str | None) -> tuple[Buffer, int]:
+    options: dict[str, Any] = {} if if_match is None else {"IfMatch": wire.quoted(if_match)}
+    found = client.slow.get_object(
+        Bucket=client.bucket, Key=key, Range=f"bytes={start}-{start + length - 1}", **options
+    )
+    with found["Body"] as stream:
+        body = stream.read()
+    extent = found.get("ContentRange", "")  # `bytes 0-9/100`
+    if not extent.startswith(f"bytes {start}-"):
+        raise Unavailable(f"get {key}: the answer is no range that begins at {start}: {extent!r}")
+    return body, int(extent.rpartition("/")[2])
+
+
+def put(client: Client, key: str, content: Content, condition: Condition) -> str:
+    """One PUT; returns the ETag."""
+    plain = wire.is_plain_key(key) and wire.is_plain_metadata(content.metadata)
+    if plain and memoryview(content.body).nbytes <= FAST_BODY_BYTES:
+        return _put_fast(client, key, content, condition)
+    return _put_slow(client, key, content, condition)
+
+
+def _put_fast(client: Client, key: str, content: Content, condition: Condition) -> str:
+    mode: PutMode = "overwrite"
+    if condition.absent:
+        mode = "create"
+    elif condition.etag is not None:
+        mode = {"e_tag": wire.quoted(condition.etag)}
+    attributes = {"Content-Type": content.content_type, **content.metadata}
+    done = obstore.put(client.fast, key, content.body, attributes=attributes, mode=mode, use_multipart=False)
+    return wire.bare(done["e_tag"])
+
+
+def _put_slow(client: Client, key: str, content: Content, condition: Condition) -> str:
+    done = client.slow.put_object(
+        Bucket=client.bucket,
+        Key=key,
+        Body=wire.as_file(content.body),
+        Metadata=content.metadata,
+        ContentType=content.content_type,
+        **_conditional(condition),
+        **_encryption(client),
+    )
+    return wire.bare(done["ETag"])
+
+
+def check_body(what: str, body: Buffer, etag: str) -> None:
+    """Raise Corrupt when `etag` is not the MD5 of the body that was sent."""
+    expected = hashlib.md5(body, usedforsecurity=False).hexdigest()
+    if etag != expected:
+        raise Corrupt(f"{what}: the store acknowledged ETag {etag}, but the body's MD5 is {expected}")
+
+
+def delete(client: Client, key: str) -> None:
+    """DELETE; a missing key is success."""
+    if wire.is_plain_key(key):
+        obstore.delete(client.fast, key)
+    else:
+        client.slow.delete_object(Bucket=client.bucket, Key=key)
+
+
+def create_upload(client: Client, key: str, metadata: Mapping[str, str], content_type: str) -> str:
+    """Begin a multipart upload; returns its id."""
+    made = client.slow.create_multipart_upload(
+        Bucket=client.bucket, Key=key, Metadata=metadata, ContentType=content_type, **_encryption(client)
+    )
+    return made["UploadId"]
+
+
+def upload_part(client: Client, key: str, upload_id: str, number: int, body: Buffer) -> Part:
+    """Send one part."""
+    done = client.slow.upload_part(
+        Bucket=client.bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=wire.as_file(body)
+    )
+    return Part(number, wire.bare(done["ETag"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Bytes of an existing object with this ETag. `length` None: all of it."""
+
+    key: str
+    etag: str
+    start: int = 0
+    length: int | None = None
+
+
+def copy_part(client: Client, key: str, upload_id: str, number: int, source: Extent) -> Part:
+    """Make one part on the server. A whole object goes without a range: S3 refuses ranges of objects up to 5 MiB."""
+    extent: dict[str, Any] = {}
+    if source.length:
+        extent["CopySourceRange"] = f"bytes={source.start}-{source.start + source.length - 1}"
+    done = client.slow.upload_part_copy(
+        Bucket=client.bucket,
+        Key=key,
+        UploadId=upload_id,
+        PartNumber=number,
+        CopySource={"Bucket": client.bucket, "Key": source.key},
+        CopySourceIfMatch=wire.quoted(source.etag),
+        **extent,
+    )
+    return Part(number, wire.bare(done["CopyPartResult"]["ETag"]))
+
+
+def complete_upload(client: Client, key: str, upload_id: str, parts: Sequence[Part], condition: Condition) -> str:
+    """Make the object visible; returns its ETag."""
+    done = client.slow.complete_multipart_upload(
+        Bucket=client.bucket,
+        Key=key,
+        UploadId=upload_id,
+        MultipartUpload={"Parts": [{"PartNumber": part.number, "ETag": wire.quoted(part.etag)} for part in parts]},
+        **_conditional(condition),
+    )
+    return wire.bare(done["ETag"])
+
+
+def abort_upload(client: Client, key: str, upload_id: str) -> None:
+    """Drop an upload."""
+    client.slow.abort_multipart_upload(Bucket=client.bucket, Key=key, UploadId=upload_id)
+
+
+def _conditional(condition: Condition) -> dict[str, Any]:
+    if condition.absent:
+        return {"IfNoneMatch": "*"}
+    return {} if condition.etag is None else {"IfMatch": wire.quoted(condition.etag)}
+
+
+def _encryption(client: Client) -> dict[str, Any]:
+    settings = client.settings
+    if settings.sse is None:
+        return {}
+    key = {"SSEKMSKeyId": settings.sse_kms_key} if settings.sse_kms_key else {}
+    return {"ServerSideEncryption": SSE_HEADER[settings.sse], **key}

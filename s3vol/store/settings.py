@@ -1,0 +1,117 @@
+"""What a user says about a store: its source and the settings of the connection. Values and parsing, no I/O.
+
+A source is one of `BUCKET`, `s3://BUCKET/PREFIX`, `file:///DIRECTORY`, `memory:`. Everything else is refused with a
+line that names what was given and what would do: a source that is guessed wrongly mounts the wrong data.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Literal
+from urllib.parse import unquote
+
+from s3vol.errors import UsageError
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_FORMS = "BUCKET, s3://BUCKET/PREFIX, file:///DIRECTORY or memory:"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a volume's objects are. `prefix` is empty or ends in `/`; `directory` is set for `file` only."""
+
+    kind: Literal["s3", "file", "memory"]
+    bucket: str = ""
+    prefix: str = ""
+    directory: str = ""
+
+    @property
+    def url(self) -> str:
+        """The source in one canonical form."""
+        if self.kind == "s3":
+            return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+        return f"file://{self.directory}" if self.kind == "file" else "memory:"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """How to reach a store. None means: as the AWS configuration (environment, profile) says.
+
+    `timeout_s` bounds a call with all its attempts; `attempt_timeout_s` bounds the silence within one attempt, so that
+    a slow link is no failure; `connect_timeout_s` bounds making a connection.
+    """
+
+    endpoint: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    access_key: str | None = None
+    secret_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    anonymous: bool = False  # sign nothing: public buckets
+    timeout_s: float = 60.0
+    attempt_timeout_s: float = 20.0
+    connect_timeout_s: float = 5.0
+    connections: int = 64  # calls in flight; each holds one thread and one connection
+    ca_bundle: str | None = None  # PEM file
+    verify_tls: bool = True
+    addressing: Literal["auto", "path", "virtual"] = "auto"  # auto: path for an endpoint that was given
+    sse: Literal["aes256", "aws:kms"] | None = None
+    sse_kms_key: str | None = None
+
+
+def parse_source(text: str) -> Source:
+    """The source that `text` names. Raises UsageError."""
+    scheme, colon, rest = text.partition(":")
+    if not colon:
+        if "/" in text:
+            hint = f"file://{text}" if text.startswith("/") else f"s3://{text}"
+            raise UsageError(f"source {text!r}: did you mean {hint}? A source is {_FORMS}")
+        return Source("s3", bucket=_check_bucket(text, text))
+    if scheme == "s3" and rest.startswith("//"):
+        bucket, _, prefix = rest[2:].partition("/")
+        return Source("s3", bucket=_check_bucket(bucket, text), prefix=_check_prefix(prefix, text))
+    if scheme == "file":
+        return Source("file", directory=_check_directory(rest, text))
+    if text == "memory:":
+        return Source("memory")
+    if scheme in ("http", "https"):
+        raise UsageError(f"source {text!r}: an endpoint is given by --endpoint; a source is {_FORMS}")
+    raise UsageError(f"source {text!r}: a source is {_FORMS}")
+
+
+def _check_bucket(bucket: str, text: str) -> str:
+    if not _BUCKET.fullmatch(bucket) or ".." in bucket or _is_address(bucket):
+        rule = "3 to 63 lower-case letters, digits, dots and hyphens, beginning and ending with a letter or digit"
+        raise UsageError(f"source {text!r}: {bucket!r} is no bucket name ({rule})")
+    return bucket
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.IPv4Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_prefix(prefix: str, text: str) -> str:
+    prefix = prefix.removesuffix("/")
+    if not prefix:
+        return ""
+    if any(part in ("", ".", "..") for part in prefix.split("/")) or not prefix.isprintable():
+        raise UsageError(
+            f"source {text!r}: the prefix has an empty, `.` or `..` component, or an unprintable character"
+        )
+    if len(prefix.encode()) > 512:  # half of a key's 1,024 bytes is left to the paths below it
+        raise UsageError(f"source {text!r}: the prefix is longer than 512 bytes")
+    return prefix + "/"
+
+
+def _check_directory(rest: str, text: str) -> str:
+    path = unquote(rest.removeprefix("//"))
+    if not rest.startswith("///") or "\0" in path or ".." in PurePosixPath(path).parts:
+        raise UsageError(f"source {text!r}: a directory is given as file:///ABSOLUTE/PATH")
+    return str(PurePosixPath(path))
