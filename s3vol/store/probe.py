@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 import trio
 
@@ -25,6 +26,7 @@ from s3vol.layout import RESERVED
 from s3vol.store import edge, rules
 from s3vol.store.base import ABSENT, ANY, Capabilities, Condition, matches
 from s3vol.store.s3 import S3Store
+from s3vol.store.s3_copy import Copier
 
 _FIRST = b"first"
 _SECOND = b"second"
@@ -59,10 +61,18 @@ class Report:
     capabilities: Capabilities
 
 
+class Candidate(Copier, Protocol):
+    """A store that can be made to believe in capabilities, and is then found out."""
+
+    def with_capabilities(self, capabilities: Capabilities) -> Candidate:
+        """The same store, believed to be able to do this."""
+        ...
+
+
 class _Run:
     """One run of the probe, on keys of its own. Everything is False until it was seen."""
 
-    def __init__(self, store: S3Store) -> None:
+    def __init__(self, store: Candidate) -> None:
         self.store = store.with_capabilities(Capabilities(etag_is_md5=False))  # as if it could do everything
         self.base = f"{RESERVED}probe/{uuid.uuid4().hex}/"
         self.create = self.replace = self.complete = self.copy_part = False
@@ -149,7 +159,7 @@ async def _quietly(attempt: Callable[[], Awaitable[object]]) -> None:
         await attempt()
 
 
-async def probe(store: S3Store) -> Capabilities:
+async def probe(store: Candidate) -> Capabilities:
     """What the endpoint can do. `Denied` while trying means read-only: NOTHING, but for listings.
 
     Raises Unavailable when the store does not answer: an outage says nothing about what it can do.
@@ -158,7 +168,7 @@ async def probe(store: S3Store) -> Capabilities:
     return capabilities
 
 
-async def _probe(store: S3Store) -> tuple[Capabilities, bool]:
+async def _probe(store: Candidate) -> tuple[Capabilities, bool]:
     run = _Run(store)
     try:
         await run.all()
@@ -180,7 +190,7 @@ async def _probe(store: S3Store) -> tuple[Capabilities, bool]:
     return found, False
 
 
-async def _lists_metadata(store: S3Store) -> bool:
+async def _lists_metadata(store: Candidate) -> bool:
     page = await store.with_capabilities(Capabilities()).list("", delimiter=False, limit=2)
     return any(info.metadata is not None for info in page.objects)
 
