@@ -49,7 +49,7 @@ def required() -> bool:
 
 
 def _cache_bin() -> Path:
-    root = os.environ.get("S3VOL_CACHE_DIR")
+    root = os.environ.get("S3VOL_TOOLS_DIR")
     return (Path(root) if root else _REPOSITORY / ".cache") / "bin"
 
 
