@@ -16,7 +16,7 @@ from pathlib import Path
 START_S = 30.0
 STOP_S = 120.0
 _POLL_S = 0.01
-_COMMAND = (sys.executable, "-m", "s3vol")
+_COMMAND = Path(sys.executable).with_name("s3vol")
 
 
 class BenchError(RuntimeError):
@@ -30,7 +30,7 @@ def mounted(source: str, folder: Path, environment: Mapping[str, str]) -> Iterat
     point.mkdir(parents=True)
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "S3VOL_"))}
     variables |= {**environment, "XDG_RUNTIME_DIR": str(folder)}
-    command = [*_COMMAND, "mount", "--foreground", "--cache-dir", str(folder / "cache"), source, str(point)]
+    command = [str(_COMMAND), "mount", "--foreground", "--cache-dir", str(folder / "cache"), source, str(point)]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=variables)
     try:

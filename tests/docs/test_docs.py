@@ -56,6 +56,11 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
+def code(text: str) -> str:
+    """The blocks and spans of a document that are set as code."""
+    return "\n".join(re.findall(r"^```.*?^```|`[^`\n]+`|^    .*$", text, re.MULTILINE | re.DOTALL)).replace("\n    ", "\n")
+
+
 def errno_name(kind: type[errors.S3volError]) -> str:
     """The symbolic name of a kind's errno."""
     import errno
@@ -65,7 +70,7 @@ def errno_name(kind: type[errors.S3volError]) -> str:
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_make_commands_in_documents_exist(path: Path) -> None:
-    named = set(re.findall(r"(?:`|^(?:\$ )?)make ([a-z]+)", path.read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^)make ([a-z]+)", code(path.read_text()), re.MULTILINE))
     assert named <= targets()
 
 
@@ -121,6 +126,21 @@ def test_every_console_script_of_the_package_exists() -> None:
         module, _, function = target.partition(":")
         probe = f"import {module} as m; assert callable(m.{function})"
         subprocess.run([sys.executable, "-c", probe], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_subcommands_in_documents_exist(path: Path) -> None:
+    named = set(re.findall(r"(?:`|^)s3vol ([a-z]+)", code(path.read_text()), re.MULTILINE))
+    usage = "import sys; from s3vol.cli import main; sys.exit(main(['--help']))"
+    done = subprocess.run([sys.executable, "-c", usage], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert named <= set(re.findall(r"^    ([a-z]+) ", done.stdout, re.MULTILINE))
+
+
+def test_the_readme_lists_the_exit_statuses_of_the_command_line() -> None:
+    said = re.search(r"^Exit statuses: (.*?)\n\n", read("s3vol/cli.py"), re.MULTILINE | re.DOTALL)
+    assert said is not None
+    rows = re.findall(r"^\| (\d+) \|", read("README.md"), re.MULTILINE)
+    assert rows == re.findall(r"\b(\d+) ", said[1])
 
 
 def test_the_semantics_list_every_kind_of_error_with_its_errno() -> None:
