@@ -58,7 +58,9 @@ def anchors(text: str) -> set[str]:
 
 def code(text: str) -> str:
     """The blocks and spans of a document that are set as code."""
-    return "\n".join(re.findall(r"^```.*?^```|`[^`\n]+`|^    .*$", text, re.MULTILINE | re.DOTALL)).replace("\n    ", "\n")
+    return "\n".join(re.findall(r"^```.*?^```|`[^`\n]+`|^    .*$", text, re.MULTILINE | re.DOTALL)).replace(
+        "\n    ", "\n"
+    )
 
 
 def errno_name(kind: type[errors.S3volError]) -> str:
