@@ -67,12 +67,11 @@ class Listing:
             return Page((), ())
         with closing(self._walk(fd, f"{folder}/" if folder else "", query)) as walk:
             entries = list(islice(walk, limit + 1))
-        shown, more = entries[:limit], len(entries) > limit
-        last = shown[-1]
+        shown = entries[:limit]
         return Page(
             objects=tuple(entry for entry in shown if isinstance(entry, ObjectInfo)),
             prefixes=tuple(entry for entry in shown if isinstance(entry, str)),
-            next_cursor=(last if isinstance(last, str) else last.key) if more else None,
+            next_cursor=_name(shown[-1]) if len(entries) > limit else None,
         )
 
     def _walk(self, fd: int, folder: str, query: Query) -> Generator[ObjectInfo | str, None, None]:
@@ -128,6 +127,10 @@ class Listing:
                 while len(self._kept) > _KEEP_FOLDERS:
                     self._kept.popitem(last=False)
         return names
+
+
+def _name(entry: ObjectInfo | str) -> str:
+    return entry if isinstance(entry, str) else entry.key
 
 
 def _shown(found: Opened | None, query: Query) -> Iterable[ObjectInfo]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from s3vol.store.base import Store
+from s3vol.store.file import FILE_CAPABILITIES, FileStore
 from s3vol.store.memory import MEMORY_CAPABILITIES, MemoryBucket, MemoryStore
 from s3vol.types import KIB
 
@@ -53,9 +54,34 @@ async def memory_poor(tmp_path: Path) -> AsyncIterator[OpenAt]:
     yield open_at
 
 
+@asynccontextmanager
+async def file(tmp_path: Path) -> AsyncIterator[OpenAt]:
+    """A directory."""
+    yield _file_opener(tmp_path, use_xattrs=True)
+
+
+@asynccontextmanager
+async def file_sidecar(tmp_path: Path) -> AsyncIterator[OpenAt]:
+    """A directory on a file system without user attributes."""
+    yield _file_opener(tmp_path, use_xattrs=False)
+
+
+def _file_opener(tmp_path: Path, *, use_xattrs: bool) -> OpenAt:
+    directory = tmp_path / "bucket"
+    directory.mkdir()
+    capabilities = replace(FILE_CAPABILITIES, min_part_bytes=PART_BYTES)
+
+    async def open_at(prefix: str) -> Store:
+        return await FileStore.open(directory, prefix, capabilities=capabilities, use_xattrs=use_xattrs)
+
+    return open_at
+
+
 BACKENDS: dict[str, Backend] = {
     "memory": memory,
     "memory-poor": memory_poor,
+    "file": file,
+    "file-sidecar": file_sidecar,
 }
 
 MARKS: dict[str, list[pytest.MarkDecorator]] = {}
