@@ -47,6 +47,11 @@ class S3Store:
         return self._source.url
 
     @property
+    def source(self) -> Source:
+        """Bucket and prefix."""
+        return self._source
+
+    @property
     def client(self) -> Client:
         """The connections, for the probe."""
         return self._client
