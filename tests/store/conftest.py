@@ -12,19 +12,24 @@ import pytest
 from s3vol.store.base import Store
 from s3vol.store.file import FILE_CAPABILITIES, FileStore
 from s3vol.store.memory import MEMORY_CAPABILITIES, MemoryBucket, MemoryStore
+from s3vol.store.s3 import S3Store
+from s3vol.store.s3_client import connect
+from s3vol.store.settings import Source
 from s3vol.types import KIB
+from tests.support.minio import Minio
+from tests.support.s3 import MINIO_CAPABILITIES, settings_for
 
 OpenAt = Callable[[str], Awaitable[Store]]
 """Opens a view, on a prefix ("" for all), of the one bucket that a test has. The fixture closes it."""
 
-Backend = Callable[[Path], AbstractAsyncContextManager[OpenAt]]
-"""Makes an empty bucket for one test; may use the directory."""
+Backend = Callable[[Path, pytest.FixtureRequest], AbstractAsyncContextManager[OpenAt]]
+"""Makes an empty bucket for one test; may use the directory, and ask for fixtures by name."""
 
 PART_BYTES = 4 * KIB  # small parts keep tests fast; tests read the size from the capabilities
 
 
 @asynccontextmanager
-async def memory(tmp_path: Path) -> AsyncIterator[OpenAt]:
+async def memory(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[OpenAt]:
     """The reference."""
     bucket = MemoryBucket()
     capabilities = replace(MEMORY_CAPABILITIES, min_part_bytes=PART_BYTES)
@@ -36,7 +41,7 @@ async def memory(tmp_path: Path) -> AsyncIterator[OpenAt]:
 
 
 @asynccontextmanager
-async def memory_poor(tmp_path: Path) -> AsyncIterator[OpenAt]:
+async def memory_poor(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[OpenAt]:
     """The reference, poorer: children hidden by an object, no metadata in listings, no watch, ETags that are no MD5."""
     bucket = MemoryBucket()
     capabilities = replace(
@@ -55,13 +60,13 @@ async def memory_poor(tmp_path: Path) -> AsyncIterator[OpenAt]:
 
 
 @asynccontextmanager
-async def file(tmp_path: Path) -> AsyncIterator[OpenAt]:
+async def file(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[OpenAt]:
     """A directory."""
     yield _file_opener(tmp_path, use_xattrs=True)
 
 
 @asynccontextmanager
-async def file_sidecar(tmp_path: Path) -> AsyncIterator[OpenAt]:
+async def file_sidecar(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[OpenAt]:
     """A directory on a file system without user attributes."""
     yield _file_opener(tmp_path, use_xattrs=False)
 
@@ -77,14 +82,28 @@ def _file_opener(tmp_path: Path, *, use_xattrs: bool) -> OpenAt:
     return open_at
 
 
+@asynccontextmanager
+async def s3(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[OpenAt]:
+    """A real MinIO."""
+    server: Minio = request.getfixturevalue("minio")
+    bucket = server.new_bucket()
+
+    async def open_at(prefix: str) -> Store:
+        source = Source("s3", bucket=bucket, prefix=prefix)
+        return S3Store(await connect(source, settings_for(server.endpoint)), source, MINIO_CAPABILITIES)
+
+    yield open_at
+
+
 BACKENDS: dict[str, Backend] = {
     "memory": memory,
     "memory-poor": memory_poor,
     "file": file,
     "file-sidecar": file_sidecar,
+    "s3": s3,
 }
 
-MARKS: dict[str, list[pytest.MarkDecorator]] = {}
+MARKS: dict[str, list[pytest.MarkDecorator]] = {"s3": [pytest.mark.minio]}
 """Marks of a backend's tests, by the same names: what needs a server is marked here."""
 
 
@@ -92,7 +111,7 @@ MARKS: dict[str, list[pytest.MarkDecorator]] = {}
 async def store_at(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OpenAt]:
     """Opens views of one empty bucket."""
     opened: list[Store] = []
-    async with BACKENDS[request.param](tmp_path) as open_at:
+    async with BACKENDS[request.param](tmp_path, request) as open_at:
 
         async def open_and_note(prefix: str) -> Store:
             opened.append(await open_at(prefix))
