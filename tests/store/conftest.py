@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 
 from s3vol.store.base import Store
+from s3vol.store.fault import FaultStore
 from s3vol.store.file import FILE_CAPABILITIES, FileStore
+from s3vol.store.limit import LimitStore
 from s3vol.store.memory import MEMORY_CAPABILITIES, MemoryBucket, MemoryStore
+from s3vol.store.retry import RetryStore
 from s3vol.store.s3 import S3Store
 from s3vol.store.s3_client import connect
 from s3vol.store.settings import Source
-from s3vol.types import KIB
+from s3vol.store.trace import TraceStore
+from s3vol.types import KIB, Health
 from tests.support.minio import Minio
 from tests.support.s3 import MINIO_CAPABILITIES, settings_for
 
@@ -95,9 +99,23 @@ async def s3(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Op
     yield open_at
 
 
+@asynccontextmanager
+async def decorated(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[OpenAt]:
+    """The reference under all decorators: a decorator keeps the contract of what it wraps."""
+    async with memory(tmp_path, request) as open_at:
+
+        async def open_decorated(prefix: str) -> Store:
+            health = Health()
+            traced = TraceStore(FaultStore(await open_at(prefix)), health)
+            return RetryStore(LimitStore(traced, reads=4, writes=2, body_bytes=PART_BYTES), health=health)
+
+        yield open_decorated
+
+
 BACKENDS: dict[str, Backend] = {
     "memory": memory,
     "memory-poor": memory_poor,
+    "decorated": decorated,
     "file": file,
     "file-sidecar": file_sidecar,
     "s3": s3,
