@@ -35,6 +35,8 @@ _MARK = {"probe": "yes"}
 _CLEAN_UP_S = 10.0
 _ROUND_TRIPS = 5
 
+_REFUSALS = (PreconditionFailed, NotFound, Rejected)
+
 NOTHING = Capabilities(
     conditional_create=False,
     conditional_replace=False,
@@ -110,19 +112,21 @@ class _Run:
         etag = await self._put("source", _FIRST)
         key = self.base + "source"
         target = self.base + "copied"
-        with contextlib.suppress(Rejected):
-            upload_id = await self._begin(key)
-            parts = [await self.store.upload_part(key, upload_id, 1, _SECOND)]
-            refused = await _refused(lambda: self.store.complete_upload(key, upload_id, parts, condition=ABSENT))
-            wrong = matches(_NO_ETAG)
-            refused &= await _refused(lambda: self.store.complete_upload(key, upload_id, parts, condition=wrong))
-            self.complete = refused
-
+        with contextlib.suppress(*_REFUSALS):
             upload_id = await self._begin(target)
             guarded = await _refused(lambda: self.store.copy_whole(target, upload_id, 1, source=key, if_match=_NO_ETAG))
             part = await self.store.copy_whole(target, upload_id, 1, source=key, if_match=etag)
-            await self.store.complete_upload(target, upload_id, [part], condition=ABSENT)
+            await self.store.complete_upload(target, upload_id, [part])
             self.copy_part = guarded
+        with contextlib.suppress(*_REFUSALS):
+            # Each attempt must fail, and the last one, which is right, must not: the parts are still there.
+            upload_id = await self._begin(key)
+            parts = [await self.store.upload_part(key, upload_id, 1, _SECOND)]
+            complete = partial(self.store.complete_upload, key, upload_id, parts)
+            refused = await _refused(lambda: complete(condition=ABSENT))
+            refused &= await _refused(lambda: complete(condition=matches(_NO_ETAG)))
+            await complete(condition=matches(etag))
+            self.complete = refused
 
     async def _begin(self, key: str) -> str:
         upload_id = await self.store.create_upload(key, metadata=_MARK)
@@ -149,7 +153,7 @@ class _Run:
 async def _refused(attempt: Callable[[], Awaitable[object]]) -> bool:
     try:
         await attempt()
-    except (PreconditionFailed, NotFound, Rejected):
+    except _REFUSALS:
         return True
     return False
 

@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 import botocore.exceptions
 import botocore.session
 import trio
+import urllib3
 from botocore import UNSIGNED
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
@@ -36,6 +37,7 @@ from botocore.credentials import Credentials
 from botocore.httpsession import URLLib3Session
 from botocore.utils import get_environ_proxies
 from obstore.store import S3Store as FastStore
+from urllib3.exceptions import InsecureRequestWarning
 
 from s3vol.errors import S3volError, UsageError
 from s3vol.store import edge
@@ -172,6 +174,7 @@ def _credentials(session: botocore.session.Session, source: Source) -> Credentia
 
 def _verify(session: botocore.session.Session, settings: StoreSettings) -> bool | str:
     if not settings.verify_tls:
+        urllib3.disable_warnings(InsecureRequestWarning)  # it was asked for; a warning for each request says nothing
         return False
     bundle = settings.ca_bundle or session.get_config_variable("ca_bundle")
     if bundle and not Path(bundle).is_file():

@@ -81,9 +81,7 @@ async def test_attributes_of_a_large_file_change_by_a_guarded_copy_onto_itself(s
         await store.copy("k", "k", if_match=etag, metadata={"mode": "3"}, condition=matches(etag))
 
 
-async def test_a_large_source_is_copied_in_pieces_side_by_side(
-    store: S3Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_large_source_is_copied_in_pieces_side_by_side(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_copy, "PIECE_BYTES", 5 * MIB)
     body = bytes(range(256)) * (13 * MIB // 256)
     etag = await store.put("source", body, metadata={})
@@ -101,7 +99,7 @@ async def test_a_source_that_changes_in_the_middle_fails_the_copy_and_leaves_not
     go_on = trio.Event()
 
     class Slow(S3Store):
-        async def create_upload(self, key: str, **options: object) -> str:  # type: ignore[override]  # passed through
+        async def create_upload(self, key: str, **options: object) -> str:
             upload_id = await super().create_upload(key, **options)  # type: ignore[arg-type]  # as above
             upload_began.set()
             await go_on.wait()
@@ -153,9 +151,7 @@ async def test_without_multipart_copy_the_bytes_travel_and_the_conditions_hold(m
         with pytest.raises(PreconditionFailed):
             await store.copy("source", "target", if_match=etag, metadata={}, condition=ABSENT)
         with pytest.raises(Rejected):
-            await store.copy_part(
-                "target", "id", 1, source="source", start=0, length=1, if_match=etag
-            )
+            await store.copy_part("target", "id", 1, source="source", start=0, length=1, if_match=etag)
         upload = await store.create_upload("target", metadata={})
         part = await store.upload_part("target", upload, 1, b"x")
         with pytest.raises(Rejected):

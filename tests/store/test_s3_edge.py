@@ -77,7 +77,7 @@ def test_an_answer_becomes_one_kind(status: int, code: str, kind: type[S3volErro
 @pytest.mark.parametrize(("status", "code", "kind"), [row for row in ANSWERS if row[0] != 304])
 def test_both_clients_lead_to_the_same_kind(status: int, code: str, kind: type[S3volError]) -> None:
     body = f"<Error><Code>{code}</Code><Message>m</Message></Error>" if code else ""
-    text = f"Generic S3 error: Error performing PUT http://h/b/k in 1ms - Server returned non-2xx status code: {status} X: {body}"
+    text = f"Error performing PUT http://h/b/k in 1ms - Server returned non-2xx status code: {status} X: {body}"
     text += "\n\nDebug source:\nstatus code: 999 <Code>Wrong</Code>"
     assert type(translate(obs.GenericError(text), "put k")) is kind
     response = {"Error": {"Code": code or str(status)}, "ResponseMetadata": {"HTTPStatusCode": status}}
@@ -100,8 +100,8 @@ def test_both_clients_lead_to_the_same_kind(status: int, code: str, kind: type[S
         (aws.ConnectionClosedError(endpoint_url="http://x"), Unavailable),
         (aws.ResponseStreamingError(error="cut"), Unavailable),
         (aws.IncompleteReadError(actual_bytes=1, expected_bytes=2), Unavailable),
-        (aws.SSLError(endpoint_url="https://x", error="certificate verify failed"), Denied),
-        (aws.SSLError(endpoint_url="https://x", error="unexpected EOF"), Unavailable),
+        (aws.SSLError(endpoint_url="https://x", error=OSError("certificate verify failed")), Denied),
+        (aws.SSLError(endpoint_url="https://x", error=OSError("unexpected EOF")), Unavailable),
         (aws.NoCredentialsError(), Denied),
         (aws.ParamValidationError(report="bad"), Rejected),
         (ResponseParserError("html"), Unavailable),

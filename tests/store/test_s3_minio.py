@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import trio
@@ -84,7 +84,14 @@ async def test_a_key_that_would_be_stored_elsewhere_is_refused(store: S3Store, k
 
 
 async def test_metadata_of_any_text_survives_put_head_and_list(store: S3Store) -> None:
-    metadata = {"plain": "v", "text": "é漢 \U0001f600", "ends": " x ", "word": "=?UTF-8?q?x?=", "empty": "", "a.b_c-d": "1"}
+    metadata = {
+        "plain": "v",
+        "text": "é漢 \U0001f600",
+        "ends": " x ",
+        "word": "=?UTF-8?q?x?=",
+        "empty": "",
+        "a.b_c-d": "1",
+    }
     for key in ("fast", "slow/"):
         await store.put(key, b"", metadata=metadata)
         assert (await store.head(key)).metadata == metadata
@@ -156,7 +163,7 @@ async def test_a_listing_starts_after_any_name(store: S3Store, after: str) -> No
 
 async def test_a_missing_bucket_is_not_a_missing_key(minio: Minio) -> None:
     async with s3_store(minio.endpoint, "no-such-bucket") as store:
-        calls = [
+        calls: list[Callable[[], Awaitable[object]]] = [
             lambda: store.head("k"),
             lambda: store.head("k/"),
             lambda: store.get("k", 0, 1),

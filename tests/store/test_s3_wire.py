@@ -12,7 +12,7 @@ from s3vol.errors import MetadataTooLarge, Rejected
 from s3vol.store import s3_wire as wire
 from s3vol.store.base import Capabilities
 
-TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters=[chr(c) for c in (*range(32), 127)]))
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=[chr(c) for c in (*range(32), 127)]))
 
 
 @given(TEXT)

@@ -256,7 +256,9 @@ class Minio:
     def __exit__(self, *_: object) -> None:
         self.remove()
 
-    def client(self, access_key: str = ACCESS_KEY, secret_key: str = SECRET_KEY, **config: Any) -> S3Client:
+    def client(
+        self, access_key: str = ACCESS_KEY, secret_key: str = SECRET_KEY, *, verify: str | None = None, **config: Any
+    ) -> S3Client:
         """A boto3 client for this server: path style, explicit credentials, one attempt per call."""
         import boto3
         from botocore.config import Config
@@ -269,6 +271,7 @@ class Minio:
             region_name=REGION,
             aws_access_key_id=access_key,
             aws_secret_access_key=secret_key,
+            verify=verify,
             config=Config(**(options | config)),
         )
         return made
