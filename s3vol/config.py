@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from s3vol import units
 from s3vol.types import GIB, MIB
@@ -217,6 +217,35 @@ class MountOptions:
             "PEM file with the authorities to trust for https.",
             "`AWS_CA_BUNDLE`, or the system's",
         ),
+    )
+    verify_tls: bool = field(
+        default=True,
+        metadata=_about(units.parse_flag, "Endpoint", "Check the certificate of an https endpoint."),
+    )
+    anonymous: bool = field(
+        default=False, metadata=_about(units.parse_flag, "Endpoint", "Sign nothing: for public buckets.")
+    )
+    addressing: Literal["auto", "path", "virtual"] = field(
+        default="auto",
+        metadata=_about(
+            units.Choice(("auto", "path", "virtual")),
+            "Endpoint",
+            "Where the bucket's name goes in a request: into the path, or into the host name. `auto` is `path` with "
+            "an endpoint, `virtual` with AWS.",
+        ),
+    )
+    sse: Literal["aes256", "aws:kms"] | None = field(
+        default=None,
+        metadata=_about(
+            units.Choice(("aes256", "aws:kms")), "Endpoint", "Encryption that the server is asked for.", "the bucket's"
+        ),
+    )
+    sse_kms_key: str | None = field(
+        default=None,
+        metadata=_about(units.parse_text, "Endpoint", "Key for `sse=aws:kms`.", "the account's"),
+    )
+    connections: int = field(
+        default=64, metadata=_about(units.parse_count, "Endpoint", "Requests at a time, of all kinds.")
     )
     uid: int | None = field(
         default=None, metadata=_about(units.parse_user, "Mount", "Owner of files that carry none.", "who mounts")

@@ -79,7 +79,7 @@ class Session:
         self._notifier = Notifier()
         self._serving = trio.Event()
         self._stop = trio.CancelScope()  # around pyfuse3.main
-        self._drain = trio.CancelScope()  # around the drain in progress
+        self._drains: set[trio.CancelScope] = set()  # around each drain in progress
         self._hurry = False  # a second signal came
         self._signal_deadline: float | None = None  # event loop time, like those below
         self._deadlines: list[float] = []  # of announced ends
@@ -145,7 +145,8 @@ class Session:
                     )
                     if self._stopping:
                         self._hurry = True
-                        self._drain.cancel()
+                        for scope in self._drains:
+                            scope.cancel()
                     else:
                         self._signal_deadline = trio.current_time() + self._drain_timeout_s
                         nursery.start_soon(self._drain_and_stop, self._signal_deadline)
@@ -171,13 +172,14 @@ class Session:
                 log.info("draining: %d files, %d bytes to go", progress.files, progress.bytes)
 
         self.draining = True
-        try:
-            if not self._hurry:
-                with trio.CancelScope() as self._drain:
+        if not self._hurry:
+            with trio.CancelScope() as scope:
+                self._drains.add(scope)
+                try:
                     return await self._fs.drain(max(deadline - trio.current_time(), 0), show)
-            return await self._fs.drain(0, show)  # the journal only
-        finally:
-            self.draining = False
+                finally:
+                    self._drains.discard(scope)
+        return await self._fs.drain(0, show)  # the journal only
 
     async def _drain_last(self) -> None:
         deadline = self._signal_deadline

@@ -1,0 +1,185 @@
+"""The command line: arguments to a subcommand, errors to one line and an exit status.
+
+Exit statuses: 0 done; 1 failed; 2 bad input, nothing was done; 3 unmounted, but data is left in the journal.
+
+`mount_helper` is what mount(8) runs for `mount -t s3vol` and `mount -t fuse.s3vol`. Where that helper is not installed,
+mount(8) falls back to libfuse's mount.fuse, and that calls `s3vol SOURCE MOUNTPOINT -o ...` without a subcommand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from s3vol import __version__
+from s3vol.config import OPTIONS, SHORTS
+from s3vol.errors import S3volError, UsageError
+from s3vol.layers import unknown
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+_COMMANDS = ("mount", "umount", "status", "flush", "doctor", "options")
+_FLAGS = (
+    *OPTIONS,
+    *(short.name for short in SHORTS),
+    "config",
+    "foreground",
+    "dry-run",
+    "force",
+    "json",
+    "markdown",
+    "help",
+)
+_EPILOG = "Options are described in docs/options.md; `s3vol options` prints them."
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what `main` prints."""
+        raise UsageError(f"{message} (`{self.prog} --help` shows what is possible)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="s3vol", description="Mount an S3 bucket as a POSIX file system that loses nothing.")
+    parser.add_argument("--version", action="version", version=f"s3vol {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def command(name: str, help: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=help, description=help, epilog=_EPILOG, allow_abbrev=False)
+
+    mount = command("mount", "Mount a source; returns when it can be used.")
+    mount.add_argument("source", help="BUCKET, s3://BUCKET/PREFIX, file:///DIRECTORY or memory:")
+    mount.add_argument("mountpoint")
+    mount.add_argument("-f", "--foreground", action="store_true", help="stay, and log to the terminal")
+    mount.add_argument("--dry-run", action="store_true", help="check everything on this machine, and mount nothing")
+    _add_options(mount)
+
+    umount = command("umount", "Publish what is pending, unmount, and wait for the end of the mount process.")
+    umount.add_argument("mountpoint")
+    umount.add_argument("--force", action="store_true", help="also when it is busy, hangs, or its process is dead")
+    umount.add_argument("--drain-timeout", metavar="TIME", help="publish for so long; the rest stays local (60s)")
+
+    status = command("status", "Show the mounts of this machine, or one.")
+    status.add_argument("mountpoint", nargs="?")
+    status.add_argument("--json", action="store_true", help="for programs")
+
+    flush = command("flush", "Return when everything, or one file or directory, is published.")
+    flush.add_argument("mountpoint")
+    flush.add_argument("path", nargs="?", help="in the mount: relative to it, or absolute")
+
+    doctor = command("doctor", "Examine a source: what the endpoint can do, clocks, keys that are no path.")
+    doctor.add_argument("source", help="as for mount")
+    doctor.add_argument("--json", action="store_true", help="for programs")
+    _add_options(doctor)
+
+    options = command("options", "Print every option of a mount.")
+    options.add_argument("--markdown", action="store_true", help="as in docs/options.md")
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """All rows of the table as flags. Their values stay text: `s3vol.layers` knows where else they may come from."""
+    parser.add_argument("-o", dest="lists", action="append", default=[], metavar="OPT,OPT", help="as for mount(8)")
+    parser.add_argument("--config", metavar="FILE", help="TOML file, instead of the user's and the system's")
+    groups = {row.group: parser.add_argument_group(row.group) for row in OPTIONS.values()}
+    for row in OPTIONS.values():
+        add = groups[row.group].add_argument
+        help = f"{row.help} Default: {row.shown}.".replace("`", "").replace("%", "%%")
+        if row.is_flag:
+            _add_switch(add, row.name, help)
+        else:
+            add(f"--{row.name}", dest=_dest(row.name), metavar=row.metavar, help=help)
+    shorts = parser.add_argument_group("Short forms")
+    for short in SHORTS:
+        if short.no is not None:
+            _add_switch(shorts.add_argument, short.name, short.help.replace("`", ""))
+
+
+def _add_switch(add: Callable[..., argparse.Action], name: str, help: str) -> None:
+    add(f"--{name}", dest=_dest(name), action="store_const", const="yes", help=help)
+    add(f"--no-{name}", dest=_dest(name), action="store_const", const="no", help=argparse.SUPPRESS)
+
+
+def _dest(name: str) -> str:
+    return f"option:{name}"
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments of one command; `given` maps the flags of the options table that were used to their text.
+
+    Raises UsageError; an unknown option is named together with its nearest neighbour.
+    """
+    args, rest = _parser().parse_known_args(argv)
+    for word in rest:
+        if word.startswith("-"):
+            flag = word.partition("=")[0]
+            raise unknown(flag.lstrip("-"), flag, _FLAGS)
+    if rest:
+        raise UsageError(f"unexpected argument {rest[0]!r} (`s3vol {args.command} --help` shows what is possible)")
+    args.given = {
+        name.removeprefix("option:"): text
+        for name, text in vars(args).items()
+        if name.startswith("option:") and text is not None
+    }
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if len(words) >= 2 and words[0] not in _COMMANDS and not words[0].startswith("-") and "-o" in words[2:]:
+        # libfuse's mount.fuse adds dev and suid for everybody; who wants them says so to mount.s3vol.
+        return _guarded(lambda: _run(parse(_from_mount(words, ignore=("dev", "suid")))))
+    return _guarded(lambda: _run(parse(words)))
+
+
+def mount_helper(argv: Sequence[str] | None = None) -> int:
+    """`mount.s3vol SOURCE MOUNTPOINT [-sfnvrw] [-N NAMESPACE] [-t TYPE] [-o OPTIONS]`, as mount(8) calls it."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return _guarded(lambda: _run(parse(_from_mount(words))))
+
+
+def _from_mount(words: Sequence[str], ignore: Sequence[str] = ()) -> list[str]:
+    """The arguments of `s3vol mount` for those of a mount helper. Raises UsageError."""
+    parser = _Parser(prog="mount.s3vol", add_help=False, allow_abbrev=False)
+    parser.add_argument("source")
+    parser.add_argument("mountpoint")
+    for flag in ("-s", "-f", "-n", "-v", "-r", "-w"):
+        parser.add_argument(flag, action="store_true")
+    parser.add_argument("-N", dest="namespace")
+    parser.add_argument("-t", dest="type")
+    parser.add_argument("-o", dest="lists", action="append", default=[])
+    args, rest = parser.parse_known_args(words)
+    if rest:
+        raise UsageError(f"mount.s3vol: unexpected argument {rest[0]!r}")
+    if args.namespace:
+        raise UsageError("mount.s3vol: -N is not supported; enter the namespace with nsenter(1)")
+    source = args.source.partition("#")[2] if args.source.startswith("s3vol#") else args.source
+    kept = [word for text in args.lists for word in text.split(",") if word not in ignore]
+    lists = ",".join([*kept, *(["ro"] if args.r else [])])
+    fake = ["--dry-run"] if args.f else []
+    return ["mount", *fake, *(["-o", lists] if lists else []), "--", source, args.mountpoint]
+
+
+def _run(args: argparse.Namespace) -> int:
+    status: int = importlib.import_module(f"s3vol.commands.{args.command}").run(args)
+    return status
+
+
+def _guarded(work: Callable[[], int]) -> int:
+    try:
+        return work()
+    except S3volError as error:
+        print(f"s3vol: {error}", file=sys.stderr)
+        return USAGE if isinstance(error, UsageError) else FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away; nothing is to be said to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
