@@ -27,7 +27,7 @@ COMMAND = (sys.executable, "-m", "s3vol")
 
 
 def environment_for(folder: Path, extra: Mapping[str, str]) -> dict[str, str]:
-    """The environment of an s3vol process: nothing of the machine's own AWS or s3vol settings, all paths in `folder`."""
+    """The environment of an s3vol process: none of the machine's own AWS or s3vol settings, all paths in `folder`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "S3VOL_", "XDG_"))}
     return {
         **kept,
