@@ -65,6 +65,7 @@ class FileStore:
         self._listing = Listing(tree)
         self._caps = capabilities
         self._threads = trio.CapacityLimiter(_THREADS)
+        self._closed = False
 
     @classmethod
     async def open(
@@ -273,7 +274,10 @@ class FileStore:
         raise Rejected("this store cannot watch")
 
     async def aclose(self) -> None:
-        """Close the directory and remove this session's temporary files."""
+        """Close the directory and remove this session's temporary files. Closing again is harmless."""
+        if self._closed:
+            return
+        self._closed = True
         with trio.CancelScope(shield=True):  # short, and the only chance to do it
             await self._run("close", "", self._tree.close)
 

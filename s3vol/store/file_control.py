@@ -98,6 +98,14 @@ class Control:
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=self.session_fd)
 
+    def has(self, temp: Temp) -> bool:
+        """Whether a temporary file was not renamed away."""
+        try:
+            os.stat(temp.name, dir_fd=self.session_fd)
+        except FileNotFoundError:
+            return False
+        return True
+
     @contextmanager
     def locked(self, key: str) -> Iterator[None]:
         """Hold the lock of `key`. Not to be nested: see the theory of operation."""

@@ -14,6 +14,8 @@ the keys).
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import threading
 import time
@@ -28,6 +30,8 @@ from s3vol.store.base import Page
 from s3vol.store.file_control import CONTROL, FOLDER_FLAGS
 from s3vol.store.file_tree import Opened, Tree
 from s3vol.types import ObjectInfo
+
+logger = logging.getLogger(__name__)
 
 _KEEP_FROM = 1000  # smaller directories are read again in under a millisecond
 _KEEP_FOLDERS = 16
@@ -62,7 +66,8 @@ class Listing:
     def page(self, query: Query, limit: int) -> Page:
         """At most `limit` entries; the cursor is the last of them."""
         folder = query.prefix.rpartition("/")[0]
-        fd = self._tree.open_folder(folder.split("/") if folder else [])
+        parts = folder.split("/") if folder else []
+        fd = self._tree.open_folder(parts) if parts[:1] != [CONTROL] else None
         if fd is None:
             return Page((), ())
         with closing(self._walk(fd, f"{folder}/" if folder else "", query)) as walk:
@@ -118,8 +123,10 @@ class Listing:
         if kept is not None and kept.mtime_ns == folder.st_mtime_ns:
             return kept.names
         began_ns = time.time_ns()
-        with os.scandir(fd) as entries:
-            names = sorted(_sort_name(entry) for entry in entries if _is_entry(entry, is_root))
+        found = _scan(fd, is_root)
+        if os.fstat(fd).st_mtime_ns != folder.st_mtime_ns:
+            found |= _scan(fd, is_root)  # some file systems may have passed over a name that was just being replaced
+        names = sorted(found)
         if len(names) >= _KEEP_FROM and began_ns - folder.st_mtime_ns > _SETTLED_NS:
             with self._lock:
                 self._kept[folder.st_ino] = _Names(folder.st_mtime_ns, names)
@@ -148,10 +155,24 @@ def _position(names: list[str], folder: str, after: str) -> int:
     return 0 if after < folder else len(names)
 
 
+def _scan(fd: int, is_root: bool) -> set[str]:
+    with os.scandir(fd) as entries:
+        return {_sort_name(entry) for entry in entries if _is_entry(entry, is_root)}
+
+
 def _is_entry(entry: os.DirEntry[str], is_root: bool) -> bool:
-    if (is_root and entry.name == CONTROL) or not _is_utf8(entry.name):
+    """False for what cannot be part of a key; a name that is not UTF-8 is said in the log, once."""
+    if is_root and entry.name == CONTROL:
+        return False
+    if not _is_utf8(entry.name):
+        _warn_of_name(os.fsencode(entry.name))
         return False
     return entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)
+
+
+@functools.lru_cache(maxsize=1000)
+def _warn_of_name(name: bytes) -> None:
+    logger.warning("file %r is not listed: its name is not UTF-8, and a key has to be", name)
 
 
 def _sort_name(entry: os.DirEntry[str]) -> str:

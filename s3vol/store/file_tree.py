@@ -169,7 +169,8 @@ class Tree:
             os.fsync(temp.fd)
             self._replace(key, temp, condition)
         except BaseException:
-            self.records.detach(written)
+            if self.control.has(temp):  # else it was renamed: the object is visible, only the last sync failed
+                self.records.detach(written)
             raise
         return etag
 
