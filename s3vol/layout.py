@@ -21,10 +21,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from s3vol.errors import MetadataTooLarge, NameTooLong, Rejected
-from s3vol.types import ObjectInfo
+from s3vol.types import NONCE, ObjectInfo
 
 RESERVED = ".s3vol/"
 """Ours, and invisible in a mount."""
+
+ROOT_ATTRIBUTES = ".s3vol/root"
+"""Carries the attributes of the mount's root, which has no marker of its own."""
+
+ORPHANS = ".s3vol/orphans/"
+"""Bytes of unlinked files that are still open somewhere: `orphans/<node>/<random>`."""
+
+INTENTS = ".s3vol/intents/"
+"""Directory renames under way: `intents/<id>.json`."""
 
 NAME_MAX_BYTES = 255  # POSIX NAME_MAX on every Linux file system; MinIO refuses longer components
 KEY_MAX_BYTES = 1024  # S3: object key length
@@ -95,6 +104,32 @@ def is_path(key: str) -> bool:
 def is_reserved(key: str) -> bool:
     """True for s3vol's own objects."""
     return key.startswith(RESERVED)
+
+
+def parent_key(key: str) -> str:
+    """The key of the directory that holds `key` (ending in `/`; "" for the root)."""
+    folder, slash, _ = key.removesuffix("/").rpartition("/")
+    return folder + slash
+
+
+def name_of(key: str) -> str:
+    """The last component of a key."""
+    return key.removesuffix("/").rpartition("/")[2]
+
+
+def marker_key(directory: str) -> str:
+    """The object that carries a directory's attributes, by the directory's key."""
+    return directory or ROOT_ATTRIBUTES
+
+
+def is_tombstone(info: ObjectInfo) -> bool:
+    """True for an object that stands for "renamed away". Its metadata must be known."""
+    return TOMBSTONE in (info.metadata or {})
+
+
+def without_nonce(meta: Mapping[str, str]) -> dict[str, str]:
+    """Metadata as a content carries it: what the next publish keeps."""
+    return {name: value for name, value in meta.items() if name != NONCE}
 
 
 def conflict_key(key: str, node: str, at_s: float) -> str:

@@ -1,0 +1,261 @@
+"""What is true now: when memory may answer, when the bucket is asked, and what a changed version means.
+
+Theory of operation. For a name with unpublished changes this node is the truth, and no request is sent. Else attributes
+may be believed for `attr_ttl_s` after the request that brought them began, and an open believes nothing: it sends a HEAD
+of its own (a conditional GET would hide changed attributes behind a 304). An answer is taken over only when no local change
+came in between (`Learned.asking`); if one did, the question is asked again.
+
+A version that changed means another content. Handles keep the one they hold; `Opened.changed` makes the frontend
+drop attributes, and pages are kept only when they are of exactly the version that is opened.
+
+A name that vanished, or became something of another type, takes the inode's name away: ESTALE, on which the kernel
+walks the path again.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Mapping
+from math import inf
+
+from s3vol import layout
+from s3vol.cache.base import Content, State
+from s3vol.errors import MetadataTooLarge, PosixError
+from s3vol.fs import attributes
+from s3vol.fs.base import Entry
+from s3vol.fs.context import Mount
+from s3vol.fs.inodes import Inode
+from s3vol.fs.objects import Objects
+from s3vol.store.base import DIRECTORY_TYPE, FILE_TYPE
+from s3vol.types import Invalidation, ObjectInfo
+
+
+class Coherence:
+    """Between the inodes of one mount and the bucket. Methods that are not async have no await: call them in one step."""
+
+    def __init__(self, mount: Mount, objects: Objects) -> None:
+        self._mount = mount
+        self._objects = objects
+
+    # What may be told to the kernel
+
+    def settled(self, inode: Inode) -> bool:
+        """True while memory may answer for the attributes."""
+        mount = self._mount
+        if inode.key is None or mount.learned.fresh(inode.asked_s):
+            return True
+        return not inode.is_dir and (self.is_local(inode) or any(h.writable for h in mount.handles.of(inode)))
+
+    def is_local(self, inode: Inode) -> bool:
+        """True while this node has changes of the file that are not published: it is the truth."""
+        return inode.unpushed or (inode.key is not None and self._mount.cache.dirty(inode.key) is not None)
+
+    def entry(self, inode: Inode, named_s: float = inf) -> Entry:
+        """The reply for a name that was seen at `named_s` (by default: just now)."""
+        inode.told = inode.version
+        return self.shown(inode, named_s)
+
+    def shown(self, inode: Inode, named_s: float = inf) -> Entry:
+        """`entry` for a row of a listing, which the kernel may not take."""
+        learned = self._mount.learned
+        ttl_s = self._mount.settings.attr_ttl_s
+        attr_ttl_s = ttl_s if not inode.is_dir and self.is_local(inode) else learned.left_s(inode.asked_s)
+        return Entry(inode.attr(), attr_ttl_s, ttl_s if named_s == inf else learned.left_s(named_s))
+
+    def keeps_pages(self, inode: Inode, content: Content) -> bool:
+        """True when the kernel's pages of this inode are this content's bytes."""
+        pages = inode.pages
+        if pages is None or pages is content:
+            return pages is content
+        clean = pages.state is State.CLEAN and content.state is State.CLEAN
+        return clean and pages.base is not None and pages.base == content.base
+
+    def mixed(self, inode: Inode, content: Content) -> bool:
+        """True when other handles of this inode read other bytes: the page cache cannot serve both."""
+
+        def same_bytes(other: Content) -> bool:
+            if other is content:
+                return True
+            if other.base is None or content.base is None or other.base.etag != content.base.etag:
+                return False
+            return other.state is State.CLEAN and content.state is State.CLEAN
+
+        return not all(same_bytes(other) for other in self._mount.handles.contents_of(inode))
+
+    # Taking over what was learned
+
+    def adopt(self, inode: Inode, info: ObjectInfo, asked_s: float) -> bool:
+        """Take over the bucket's attributes of a file; returns whether the kernel was told of another version."""
+        if asked_s < inode.asked_s or self.is_local(inode):
+            return False
+        inode.set_posix(layout.decode_attr(info, self._mount.owner, is_dir=False))
+        if inode.version != info.version:
+            inode.target = None
+        inode.size, inode.version, inode.metadata = info.size, info.version, info.metadata or {}
+        inode.asked_s = asked_s
+        inode.explicit_times = inode.atime_set = False
+        return inode.told is not None and inode.told != info.version
+
+    def adopt_content(self, inode: Inode, content: Content) -> None:
+        """Take over the attributes of pending content, for an inode that is new here."""
+        now_ns = self._mount.now_ns()
+        info = ObjectInfo(content.key, content.size, "", now_ns, content.metadata)
+        inode.set_posix(layout.decode_attr(info, self._mount.owner, is_dir=False))
+        inode.size, inode.version, inode.metadata = content.size, content.base, content.metadata
+
+    def adopt_directory(self, inode: Inode, marker: ObjectInfo | None, asked_s: float) -> None:
+        """Take over a directory's attributes; None: it exists, and has no marker."""
+        if asked_s < inode.asked_s:
+            return
+        mount = self._mount
+        if marker is None:
+            inode.set_posix(attributes.default_directory(mount.owner, mount.started_ns))
+        else:
+            inode.set_posix(layout.decode_attr(marker, mount.owner, is_dir=True))
+        inode.marker = marker is not None
+        inode.version = marker.version if marker is not None else None
+        inode.metadata = (marker.metadata or {}) if marker is not None else {}
+        inode.asked_s = asked_s
+
+    def adopt_published(self, inode: Inode, content: Content, asked_s: float) -> None:
+        """After a publish that began at `asked_s`: memory is what the bucket has, unless it was changed again."""
+        if inode.key != content.key or content.state is not State.CLEAN or inode.unpushed:
+            return
+        inode.version = inode.told = content.base
+        inode.size, inode.metadata = content.size, content.metadata
+        # Streamed uploads carry no mtime: it is Last-Modified, which only the bucket knows (docs/rfcs/0003).
+        inode.asked_s = asked_s if "mtime" in content.metadata else -inf
+
+    def changed(self, inode: Inode) -> None:
+        """A local change of the file begins: what was learned is no longer true."""
+        if inode.key is not None:
+            self._mount.learned.changed(inode.key)
+        inode.asked_s = -inf
+
+    def forget(self, inode: Inode) -> None:
+        """After a conflict: local attributes are void, the bucket is asked next time."""
+        self.changed(inode)
+        inode.unpushed = False
+        inode.version = inode.pages = None
+        self._mount.say(Invalidation(inode.ino))
+
+    def vanish(self, inode: Inode) -> None:
+        """The bucket has nothing (or something else) at this name: the inode has no name any more."""
+        mount = self._mount
+        if inode.key is None or inode is mount.inodes.root:
+            return
+        mount.learned.forget(inode.key)
+        parent = mount.parent_of(inode.key)
+        if parent is not None:
+            mount.say(Invalidation(parent.ino, layout.name_of(inode.key).encode()))
+        mount.inodes.unname(inode)
+
+    # Local changes on their way to the bucket
+
+    def push(self, inode: Inode, content: Content) -> None:
+        """Put changed attributes into the content's metadata, for the next publish."""
+        if inode.unpushed and content.state in (State.CLEAN, State.DIRTY):
+            try:
+                metadata = self.encode(inode, content.metadata)
+            except MetadataTooLarge:
+                # Others' headers fill the object's 2,048 bytes. A setattr says so (E2BIG); a write must not fail for it:
+                # without times of its own the object shows Last-Modified, which is right.
+                self._mount.health.count("attributes_that_did_not_fit")
+                metadata = {n: v for n, v in content.metadata.items() if n not in ("mtime", "ctime")}
+            self._mount.cache.set_metadata(content, metadata, explicit_times=inode.explicit_times)
+            inode.metadata = metadata
+        inode.unpushed = False
+
+    def encode(self, inode: Inode, kept: Mapping[str, str]) -> dict[str, str]:
+        """Metadata for the inode as it is now. Raises MetadataTooLarge."""
+        metadata = layout.encode_attr(inode.posix(), layout.without_nonce(kept), with_atime=inode.atime_set)
+        layout.check_metadata(metadata)
+        return metadata
+
+    # Asking
+
+    async def refresh(self, inode: Inode) -> None:
+        """Make the attributes believable. PosixError(ESTALE): the name is gone."""
+        if inode.key is None and inode.pins == 0:
+            raise PosixError(errno.ESTALE, inode.was)
+        answered = self.settled(inode)
+        while not answered:
+            answered = await self._ask_directory(inode) if inode.is_dir else await self._ask_file(inode) is not None
+
+    async def acquire(self, inode: Inode) -> tuple[Content, bool]:
+        """The content to open, with a reference, as of a HEAD sent after this call; and what `adopt` returned.
+
+        The caller holds a claim on the inode. PosixError(ESTALE): the name is gone.
+        """
+        mount = self._mount
+        while True:
+            if inode.key is None:
+                contents = mount.handles.contents_of(inode)  # by /proc/self/fd: what the other handles read
+                if not contents:
+                    raise PosixError(errno.ESTALE, inode.was)
+                mount.cache.refer(contents[-1])
+                return contents[-1], False
+            pending = mount.cache.dirty(inode.key)
+            if pending is not None:
+                mount.cache.refer(pending)
+                return pending, False
+            answer = await self._ask_file(inode)
+            if answer is not None:
+                info, changed = answer
+                # No await since the answer was found to be newer than every local change.
+                return mount.cache.attach(info, content_type=info.content_type or FILE_TYPE), changed
+
+    async def _ask_file(self, inode: Inode) -> tuple[ObjectInfo, bool] | None:
+        """HEAD and adopt. None: a local change came in between. PosixError(ESTALE): gone, or of another type."""
+        key = inode.key
+        if key is None:
+            raise PosixError(errno.ESTALE, inode.was)
+        with self._mount.learned.asking() as ask:
+            info = await self._objects.head(key)
+        if ask.stale(key) or inode.key != key:
+            return None
+        if info is None or layout.is_tombstone(info) or self.kind(info) != stat.S_IFMT(inode.mode):
+            self.vanish(inode)
+            raise PosixError(errno.ESTALE, key)
+        return info, self.adopt(inode, info, ask.at_s)
+
+    async def _ask_directory(self, inode: Inode) -> bool:
+        key = inode.key
+        if key is None:
+            raise PosixError(errno.ESTALE, inode.was)
+        with self._mount.learned.asking() as ask:
+            marker, exists = await self._look_directory(inode, key)
+        if ask.stale(key) or inode.key != key:
+            return False
+        if not exists:
+            self.vanish(inode)
+            raise PosixError(errno.ESTALE, key)
+        self.adopt_directory(inode, marker, ask.at_s)
+        return True
+
+    async def _look_directory(self, inode: Inode, key: str) -> tuple[ObjectInfo | None, bool]:
+        """The marker, and whether there is a directory at all. One request in most cases."""
+        if inode is self._mount.inodes.root:
+            return await self._objects.head(layout.ROOT_ATTRIBUTES), True
+        if inode.marker:
+            marker = await self._objects.head(key)
+            if marker is not None and not layout.is_tombstone(marker):
+                return marker, True
+        first = await self._objects.first_below(key)
+        return (first if first is not None and first.key == key else None), first is not None
+
+    def kind(self, info: ObjectInfo) -> int:
+        """The type bits of a file's object."""
+        return stat.S_IFMT(layout.decode_attr(info, self._mount.owner, is_dir=False).mode)
+
+    async def save_directory(self, inode: Inode, metadata: dict[str, str]) -> None:
+        """Write a directory's attributes to its marker."""
+        assert inode.key is not None, "only a directory with a name is saved"
+        self.changed(inode)
+        asked_s = self._mount.learned.now_s()
+        info = await self._objects.put(layout.marker_key(inode.key), b"", metadata, content_type=DIRECTORY_TYPE)
+        self._mount.learned.changed(inode.key)
+        inode.marker, inode.version, inode.metadata = True, info.version, metadata
+        inode.told = inode.version
+        inode.asked_s = asked_s

@@ -1,0 +1,175 @@
+"""Open, read, write, truncate, flush, fsync, release.
+
+Theory of operation. A handle holds a reference on one content from open to release. Writers of the same version on this
+node share that content, so the second one sees what the first one wrote. When a close (or fsync) has to be seen
+everywhere, the content is published before the reply; else it is journaled, and published in the background.
+
+Everything that changes a file or makes its changes public holds a shared claim on its path: a rename or unlink, which
+claims it alone, then finds nothing half done, and the content is where its name is. Reads hold no claim; one that
+fails because its object was renamed away on this node is tried again at the new place.
+
+What decides whether a content is published is its own state, not its name: a file that was removed by
+another node while open here ends as a conflict, and its writer is told.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from math import inf
+
+from s3vol.cache.base import Content, State
+from s3vol.errors import Conflict, NotFound, PosixError, PreconditionFailed
+from s3vol.fs import attributes
+from s3vol.fs.base import Opened
+from s3vol.fs.coherence import Coherence
+from s3vol.fs.context import HoldInode, Mount
+from s3vol.fs.handles import FileHandle
+from s3vol.fs.inodes import Inode
+from s3vol.fs.orphans import Orphans
+from s3vol.store.base import Buffer
+from s3vol.types import Fh
+
+
+class FileIO:
+    """Open files of one mount."""
+
+    def __init__(self, mount: Mount, coherence: Coherence, orphans: Orphans) -> None:
+        self._mount = mount
+        self._coherence = coherence
+        self._orphans = orphans
+
+    async def open(self, inode: Inode, flags: int) -> Opened:
+        """See FileSystem.open. ESTALE when the file is gone; EISDIR, EROFS."""
+        mount = self._mount
+        if inode.is_dir:
+            raise PosixError(errno.EISDIR, inode.key or "")
+        if _writes(flags):
+            mount.writable()
+        async with HoldInode(mount, inode):
+            content, changed = await self._coherence.acquire(inode)
+            try:
+                if flags & os.O_TRUNC:
+                    await self.truncate(inode, content, 0)
+            except BaseException:
+                mount.cache.release(content)
+                raise
+            return self.opened(inode, content, flags, changed=changed)
+
+    def opened(self, inode: Inode, content: Content, flags: int, *, changed: bool = False) -> Opened:
+        """Register a handle, which takes over the reference on `content`. No await."""
+        direct = self._coherence.mixed(inode, content)
+        keep = not direct and self._coherence.keeps_pages(inode, content)
+        handle = self._mount.handles.open_file(inode, content, _writes(flags))
+        if not direct:
+            inode.pages = content
+        if changed:
+            inode.told = inode.version
+        return Opened(handle.fh, keep_cache=keep, direct=direct, changed=changed)
+
+    async def read(self, fh: Fh, offset: int, length: int) -> Buffer:
+        """See ContentCache.read; ESTALE when the version is gone from the bucket and not all here."""
+        handle = self._mount.handles.file(fh)
+        while True:
+            key = handle.content.key
+            try:
+                return await self._mount.cache.read(handle.content, offset, length)
+            except (PreconditionFailed, NotFound) as error:
+                async with HoldInode(self._mount, handle.inode):  # a rename on this node is over now
+                    if handle.content.key == key:
+                        raise PosixError(errno.ESTALE, key) from error
+
+    async def write(self, fh: Fh, offset: int, data: Buffer) -> int:
+        """Accepts all of `data` or raises."""
+        handle = self._mount.handles.file(fh)
+        if not handle.writable:
+            raise PosixError(errno.EBADF, handle.inode.path)
+        async with HoldInode(self._mount, handle.inode):
+            self._coherence.changed(handle.inode)
+            await self._mount.cache.write(handle.content, offset, data)
+            self._wrote(handle.inode, handle.content)
+        return len(data)
+
+    async def truncate(self, inode: Inode, content: Content, size: int) -> None:
+        """Set the length. The caller holds a claim on the inode."""
+        self._coherence.changed(inode)
+        await self._mount.cache.truncate(content, size)
+        self._wrote(inode, content)
+
+    def _wrote(self, inode: Inode, content: Content) -> None:
+        """Attributes after a change of content. No await since the cache accepted it."""
+        first = not inode.unpushed
+        attributes.wrote(inode, self._mount.now_ns())
+        inode.size = content.size
+        inode.asked_s = -inf
+        inode.unpushed = True
+        if first:
+            # The journal gets the new times with the bytes; later writes only until the next flush.
+            self._coherence.push(inode, content)
+            inode.unpushed = content.state is State.DIRTY
+
+    async def flush(self, fh: Fh) -> None:
+        """close() of one descriptor: published or journaled, as the volume has it. Conflict is ESTALE."""
+        handle = self._mount.handles.file(fh)
+        if handle.writable:
+            await self.commit(handle.inode, handle.content, remote=self._mount.settings.close_remote)
+
+    async def fsync(self, fh: Fh) -> None:
+        """Shipped or journaled, as the volume has it."""
+        handle = self._mount.handles.file(fh)
+        await self.commit(handle.inode, handle.content, remote=self._mount.settings.fsync_remote, schedule=False)
+
+    async def commit(self, inode: Inode, content: Content, *, remote: bool, schedule: bool = True) -> None:
+        """Make changes durable. Raises Conflict, Unavailable, NoSpace and what the store refuses."""
+        async with HoldInode(self._mount, inode):
+            await self.commit_held(inode, content, remote=remote, schedule=schedule)
+
+    async def commit_held(self, inode: Inode, content: Content, *, remote: bool, schedule: bool = True) -> None:
+        """`commit` for callers that hold a claim on the inode."""
+        cache = self._mount.cache
+        if content.state is State.CONFLICTED:
+            raise PosixError(errno.ESTALE, content.key)
+        if content.state is State.DISCARDED:
+            return
+        self._coherence.push(inode, content)
+        if content.state is not State.DIRTY:
+            return
+        if not remote:
+            await cache.sync(content)
+            if schedule:
+                cache.schedule(content)
+            return
+        asked_s = self._mount.learned.now_s()
+        try:
+            await cache.publish(content)
+        except Conflict:
+            self._coherence.forget(inode)
+            raise
+        finally:
+            self._mount.learned.changed(content.key)
+        self._coherence.adopt_published(inode, content, asked_s)
+
+    async def release(self, fh: Fh) -> None:
+        """The last close of one open(). What was written after the last flush (mmap) is published in the background."""
+        mount = self._mount
+        handle = mount.handles.file(fh)
+        async with HoldInode(mount, handle.inode):
+            try:
+                self._leave(handle)
+            finally:
+                mount.handles.close_file(handle)
+                mount.cache.release(handle.content)
+        if handle.inode.pins == 0:
+            await self._orphans.drop(handle.inode)
+            mount.inodes.let_go(handle.inode)
+
+    def _leave(self, handle: FileHandle) -> None:
+        if handle.writable and handle.content.state is State.DIRTY:
+            self._coherence.push(handle.inode, handle.content)
+            self._mount.cache.schedule(handle.content)
+        elif not self._mount.handles.writer(handle.inode, handle.content):
+            handle.inode.unpushed = False
+
+
+def _writes(flags: int) -> bool:
+    return flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)

@@ -1,0 +1,130 @@
+"""What the bucket told us lately: attributes by key, believed for `ttl_s` and never longer.
+
+Theory of operation. A listing tells the attributes of a thousand files; the lookups that follow are answered from
+here. Only positive knowledge is kept: a file that another node has just closed must be found, so "absent" is never an
+answer (close-to-open). One exception: `create` may rely on the lookup that the kernel sent immediately before it.
+
+Age counts from the moment the request *began*. An answer to a request that began before a change made on this node
+must not overwrite what we know better: each request runs as an `Ask`, and every local change is told to the asks that
+are in flight. A stale answer is asked for again, or not kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from s3vol.types import ObjectInfo
+
+LIMIT = 100_000
+"""Entries kept at most; about 500 bytes each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """An object (or, with None, a directory known by a name below it) as of `at_s`."""
+
+    info: ObjectInfo | None
+    at_s: float
+
+
+@dataclass(eq=False, slots=True)
+class Ask:
+    """A request to the bucket that is under way."""
+
+    at_s: float
+    keys: set[str] = field(default_factory=set)
+    trees: list[str] = field(default_factory=list)
+
+    def stale(self, key: str) -> bool:
+        """True when this node changed `key` since the request began."""
+        return key in self.keys or any(key.startswith(tree) for tree in self.trees)
+
+
+class Learned:
+    """Facts by key (directories end in `/`). Used on the event loop only; no method awaits."""
+
+    def __init__(self, ttl_s: float, clock: Callable[[], float], limit: int = LIMIT) -> None:
+        self._ttl_s = ttl_s
+        self._clock = clock
+        self._limit = limit
+        self._facts: dict[str, Fact] = {}
+        self._absent: dict[str, float] = {}
+        self._asks: set[Ask] = set()
+
+    def __len__(self) -> int:
+        return len(self._facts)
+
+    @contextmanager
+    def asking(self) -> Iterator[Ask]:
+        """Around every request whose answer is to be kept."""
+        ask = Ask(self._clock())
+        self._asks.add(ask)
+        try:
+            yield ask
+        finally:
+            self._asks.discard(ask)
+
+    def now_s(self) -> float:
+        """The clock that ages are counted on, in seconds."""
+        return self._clock()
+
+    def fresh(self, at_s: float) -> bool:
+        """True while something learned at `at_s` may be believed."""
+        return self._clock() - at_s < self._ttl_s
+
+    def left_s(self, at_s: float) -> float:
+        """For how long something learned at `at_s` may still be believed."""
+        return max(0.0, min(self._ttl_s, at_s + self._ttl_s - self._clock()))
+
+    def put(self, key: str, info: ObjectInfo | None, ask: Ask) -> None:
+        """Keep an answer, unless it is older than a change of our own."""
+        if ask.stale(key):
+            return
+        self._facts.pop(key, None)  # so that the dictionary is in order of age
+        self._facts[key] = Fact(info, ask.at_s)
+        if len(self._facts) > self._limit:
+            self._prune()
+
+    def get(self, key: str) -> Fact | None:
+        """What is known of `key` and still believed."""
+        fact = self._facts.get(key)
+        return fact if fact is not None and self.fresh(fact.at_s) else None
+
+    def put_absent(self, path: str, ask: Ask) -> None:
+        """A lookup found neither file nor directory at `path`."""
+        if ask.stale(path):
+            return
+        if len(self._absent) >= self._limit:
+            self._absent.clear()
+        self._absent[path] = ask.at_s
+
+    def take_absent(self, path: str) -> bool:
+        """True once after a lookup that found nothing at `path`, and began less than `ttl_s` ago."""
+        at_s = self._absent.pop(path, None)
+        return at_s is not None and self.fresh(at_s)
+
+    def forget(self, key: str) -> None:
+        """The bucket said that this is no longer so."""
+        self._facts.pop(key, None)
+
+    def changed(self, key: str) -> None:
+        """This node changes `key`: forget it, and mark the requests in flight as older than that."""
+        for ask in self._asks:
+            ask.keys.add(key)
+        self._facts.pop(key, None)
+        self._absent.pop(key.removesuffix("/"), None)
+
+    def changed_below(self, prefix: str) -> None:
+        """This node changes everything below `prefix` (which ends in `/`)."""
+        for ask in self._asks:
+            ask.trees.append(prefix)
+        for key in [key for key in self._facts if key.startswith(prefix)]:
+            del self._facts[key]
+        self._absent.clear()
+
+    def _prune(self) -> None:
+        # The oldest tenth goes at once, so that the cost of a sweep is shared by many insertions.
+        for key in list(self._facts)[: max(1, self._limit // 10)]:
+            del self._facts[key]

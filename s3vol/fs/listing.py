@@ -1,0 +1,146 @@
+"""One page of a directory: from a LIST to rows, with everything learned on the way.
+
+Theory of operation. One LIST brings the attributes of up to a thousand files; each goes into what was learned and
+into live inodes. Subdirectories come as bare prefixes. Where the store cannot list metadata, files are asked for
+with HEADs side by side, but for those whose ETag and time are as they were a moment ago.
+
+Left out: tombstones, `.s3vol` in the root, keys that are no path (counted, once each), and an object `a` beside keys
+`a/...` (counted: the directory is shown, as it is what hides nothing).
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from dataclasses import dataclass, replace
+
+from s3vol import layout
+from s3vol.errors import PosixError
+from s3vol.fs.coherence import Coherence
+from s3vol.fs.context import Mount
+from s3vol.fs.handles import Row
+from s3vol.fs.inodes import Inode
+from s3vol.fs.learned import Ask
+from s3vol.fs.objects import Objects
+from s3vol.fs.parallel import for_each
+from s3vol.types import ObjectInfo
+
+PAGE_ROWS = 1000  # what S3 returns at most
+HEADS = 32  # side by side: 1,000 HEADs take 0.27 s on a local MinIO
+FOREIGN_MAX = 10_000  # foreign keys remembered, so that each is counted once
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Rows in key order. `last` is the greatest key that this page covers (None: it covers the rest)."""
+
+    rows: tuple[Row, ...]
+    marker: ObjectInfo | None
+    ask: Ask
+    last: str | None
+    cursor: str | None
+
+    def covers(self, path: str) -> bool:
+        """True when a page that began at the start says whether `path` (no trailing `/`) is there."""
+        return self.last is None or f"{path}/" <= self.last
+
+
+class Lister:
+    """Fetches pages. Concurrent calls are independent."""
+
+    def __init__(self, mount: Mount, objects: Objects, coherence: Coherence) -> None:
+        self._mount = mount
+        self._objects = objects
+        self._coherence = coherence
+
+    async def page(self, directory: Inode, cursor: str | None) -> Listing:
+        """The page at `cursor` (None: the first)."""
+        mount = self._mount
+        if directory.key is None:
+            raise PosixError(errno.ESTALE, directory.was)
+        prefix = directory.key
+        with mount.learned.asking() as ask:
+            # What is pending now may be published in the background before the reply is here: memory knows better.
+            ask.keys.update(content.key for content in mount.cache.pending())
+            page = await mount.store.list(prefix, delimiter=True, cursor=cursor, limit=PAGE_ROWS, metadata=True)
+            objects = await self._complete(page.objects, prefix)
+        folders = set(page.prefixes)
+        rows = [self._folder(key, ask) for key in page.prefixes if self._is_shown(key)]
+        rows += [
+            Row(layout.name_of(info.key), info.key, info, ask.at_s)
+            for info in objects
+            if info.key != prefix and self._is_shown(info.key) and not self._is_shadowed(info.key, folders)
+        ]
+        rows.sort(key=lambda row: row.key)
+        marker = next((info for info in objects if info.key == prefix), None)
+        self._learn(directory, rows, marker, ask)
+        if cursor is None:
+            directory.listed_s, directory.singles, directory.huge = ask.at_s, 0, page.next_cursor is not None
+        last = max((*(info.key for info in page.objects), *page.prefixes), default=prefix)
+        return Listing(tuple(rows), marker, ask, None if page.next_cursor is None else last, page.next_cursor)
+
+    async def _complete(self, objects: tuple[ObjectInfo, ...], prefix: str) -> list[ObjectInfo]:
+        """The objects with their metadata, without those that have gone and without tombstones."""
+        found: dict[str, ObjectInfo] = {info.key: info for info in objects if info.metadata is not None}
+        bare = [info for info in objects if info.metadata is None and self._is_asked(info.key, prefix)]
+        unknown: list[ObjectInfo] = []
+        for info in bare:
+            fact = self._mount.learned.get(info.key)
+            if fact is not None and fact.info is not None and _same(fact.info, info):
+                found[info.key] = replace(info, metadata=fact.info.metadata, content_type=fact.info.content_type)
+            else:
+                unknown.append(info)
+
+        async def ask(info: ObjectInfo) -> None:
+            answer = await self._objects.head(info.key)
+            if answer is not None:
+                found[info.key] = answer
+
+        await for_each(unknown, ask, limit=HEADS)
+        return [info for info in found.values() if not layout.is_tombstone(info)]
+
+    def _learn(self, directory: Inode, rows: list[Row], marker: ObjectInfo | None, ask: Ask) -> None:
+        """Keep what the page says. No await."""
+        mount = self._mount
+        for row in rows:
+            mount.learned.put(row.key, row.info, ask)
+            inode = mount.inodes.at(row.key)
+            if inode is not None and row.info is not None and not ask.stale(row.key):
+                if self._coherence.kind(row.info) == stat.S_IFMT(inode.mode):
+                    self._coherence.adopt(inode, row.info, ask.at_s)
+                else:
+                    self._coherence.vanish(inode)
+        if marker is not None and directory is not mount.inodes.root and not ask.stale(marker.key):
+            self._coherence.adopt_directory(directory, marker, ask.at_s)
+
+    def _folder(self, key: str, ask: Ask) -> Row:
+        return Row(layout.name_of(key), key, None, ask.at_s)
+
+    def _is_asked(self, key: str, prefix: str) -> bool:
+        return key == prefix or self._is_shown(key)
+
+    def _is_shown(self, key: str) -> bool:
+        """False for our own objects and for keys that are no path."""
+        if layout.is_reserved(key):
+            return False
+        if layout.is_path(key):
+            return True
+        self._count_foreign(key)
+        return False
+
+    def _is_shadowed(self, key: str, folders: set[str]) -> bool:
+        if f"{key}/" not in folders:
+            return False
+        self._count_foreign(key)
+        return True
+
+    def _count_foreign(self, key: str) -> None:
+        foreign = self._mount.foreign
+        if key not in foreign and len(foreign) < FOREIGN_MAX:
+            foreign.add(key)
+            self._mount.health.count("foreign_keys")
+
+
+def _same(known: ObjectInfo, listed: ObjectInfo) -> bool:
+    """True when a listing without metadata shows the object that a HEAD has shown a moment ago."""
+    return (known.etag, known.modified_ns, known.size) == (listed.etag, listed.modified_ns, listed.size)

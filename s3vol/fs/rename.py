@@ -1,0 +1,257 @@
+"""rename(2) of a file, and the decision what a rename is.
+
+Theory of operation. `plan` decides from what is at both names. A file that was never published moves in the cache. A
+published one is copied to its new name under a condition (replacing whatever is there by then), its old name is replaced,
+If-Match, by a tombstone, and the tombstone is deleted. When somebody published under the old name in between, the tombstone
+fails and the copy is redone from the new version. At each moment at least one of the names exists, and readers of the new
+name see the old or the new file whole. Names in memory change when the tombstone is there, without an await; open
+handles then read from the new name, and what the replaced file's handles read was kept before (orphans.py).
+
+Both paths are claimed alone, so local writers and closers wait until the names have changed.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+
+import trio
+
+from s3vol import layout
+from s3vol.cache.base import State
+from s3vol.errors import PosixError, S3volError, Unavailable
+from s3vol.failpoints import Point, hit
+from s3vol.fs.claims import Claim
+from s3vol.fs.coherence import Coherence
+from s3vol.fs.context import Mount
+from s3vol.fs.copying import GONE, SMALL_BYTES, Copier
+from s3vol.fs.fileio import FileIO
+from s3vol.fs.inodes import Inode
+from s3vol.fs.lookup import Finder, Found
+from s3vol.fs.objects import Objects
+from s3vol.fs.orphans import Orphans
+from s3vol.fs.removal import Removal
+from s3vol.fs.tree import TreeRename
+from s3vol.store.base import ABSENT, FILE_TYPE, matches
+from s3vol.types import Ino, ObjectInfo
+
+RENAME_NOREPLACE = 1  # linux/fs.h
+ATTEMPTS = 10  # lost races against other nodes before giving up
+TOMBSTONES = "tombstone"  # notes: tombstones of ours that may be left
+
+
+class Kind(enum.Enum):
+    """What is to be done."""
+
+    NOTHING = "nothing"
+    FILE = "file"
+    TREE = "tree"
+
+
+def plan(source: Found | None, target: Found | None, old: str, new: str, flags: int) -> Kind:
+    """Decide, or refuse: EINVAL, ENOENT, EEXIST, EISDIR, ENOTDIR. Whether a target directory is empty is not known here."""
+    if flags & ~RENAME_NOREPLACE:
+        raise PosixError(errno.EINVAL, "an object store cannot exchange two names")
+    if source is None:
+        raise PosixError(errno.ENOENT, old)
+    if target is not None and flags & RENAME_NOREPLACE:
+        raise PosixError(errno.EEXIST, new)
+    if old == new:
+        return Kind.NOTHING
+    if not source.is_dir:
+        if target is not None and target.is_dir:
+            raise PosixError(errno.EISDIR, new)
+        return Kind.FILE
+    if new.startswith(f"{old}/"):
+        raise PosixError(errno.EINVAL, f"{new} is inside {old}")
+    if target is not None and not target.is_dir:
+        raise PosixError(errno.ENOTDIR, new)
+    return Kind.TREE
+
+
+class Rename:
+    """rename(2)."""
+
+    def __init__(
+        self,
+        mount: Mount,
+        objects: Objects,
+        coherence: Coherence,
+        finder: Finder,
+        files: FileIO,
+        orphans: Orphans,
+        removal: Removal,
+        tree: TreeRename,
+    ) -> None:
+        self._mount = mount
+        self._objects = objects
+        self._coherence = coherence
+        self._finder = finder
+        self._files = files
+        self._orphans = orphans
+        self._removal = removal
+        self._tree = tree
+        self._copier = Copier(mount, objects)
+
+    async def rename(self, parent: Ino, name: bytes, new_parent: Ino, new_name: bytes, flags: int = 0) -> None:
+        """See `plan` for what is refused; ENOTEMPTY, EROFS; Conflict when unpublished changes lost to another node."""
+        mount = self._mount
+        mount.writable()
+        directory, new_directory = mount.directory(parent), mount.directory(new_parent)
+        old, new = mount.child(directory, name), mount.new_child(new_directory, new_name)
+        if new.startswith(f"{old}/") or layout.is_reserved(f"{old}/"):
+            raise PosixError(errno.EINVAL if new.startswith(f"{old}/") else errno.ENOENT, old)
+        # Trees, as what is at the names is known only under the claim.
+        claims = [Claim(old, tree=True)] + ([Claim(new, tree=True)] if new != old else [])
+        async with mount.claims.hold(*claims):
+            source = await self._finder.find(directory, old)
+            target = await self._finder.find(new_directory, new, now=True)
+            kind = plan(source, target, old, new, flags)
+            if kind is Kind.NOTHING or source is None:
+                return
+            if kind is Kind.FILE:
+                await self._removal.ensure_marker(directory)
+                await self._file(old, new, source, target, replace=not flags & RENAME_NOREPLACE)
+            else:
+                if target is not None:
+                    await self._removal.check_empty(f"{new}/")
+                layout.check_key(f"{new}/")
+                await self._removal.ensure_marker(directory)
+                await self._tree.rename(f"{old}/", f"{new}/")
+            mount.touch(directory)
+            mount.touch(new_directory)
+
+    async def _file(self, old: str, new: str, source: Found, target: Found | None, *, replace: bool) -> None:
+        cache = self._mount.cache
+        replaced = await self._give_way(new, target)
+        inode = self._mount.inodes.at(old)
+        content = cache.dirty(old)
+        if content is not None:
+            if inode is not None:
+                self._coherence.push(inode, content)
+            if content.base is None:
+                await self._objects_free(new, replaced)
+                await cache.move(content, new, replaced.version if replaced is not None else None)
+            else:
+                await cache.publish(content)
+        if content is not None and content.key == new:
+            self.renamed(old, new)
+        else:
+            await self._published(old, new, replaced, replace=replace)
+
+    async def _objects_free(self, new: str, replaced: ObjectInfo | None) -> None:
+        """No tombstone may be where pending content will be published."""
+        if replaced is None:
+            await self._objects.await_absent(new)
+
+    async def _give_way(self, new: str, target: Found | None) -> ObjectInfo | None:
+        """The file at the new name is to be replaced: pending changes go, open handles read on. Returns its object."""
+        inode = self._mount.inodes.at(new)
+        content = target.content if target is not None else None
+        if content is not None:
+            self._mount.learned.changed(new)
+            await self._mount.cache.discard(content)
+        if inode is not None:
+            await self._orphans.keep(inode)
+        if content is None:
+            return target.info if target is not None else None
+        found = await self._objects.head(new)
+        return None if found is None or layout.is_tombstone(found) else found
+
+    async def _published(self, old: str, new: str, replaced: ObjectInfo | None, *, replace: bool) -> None:
+        """Copy, tombstone, delete; from the start when another node publishes under the old name in between."""
+        cache, learned = self._mount.cache, self._mount.learned
+        created = replaced is None
+        for _ in range(ATTEMPTS):
+            source = await self._objects.head(old)
+            if source is None or layout.is_tombstone(source):
+                if replaced is not None and created:
+                    await self._objects.discard(replaced)  # our copy of a file that somebody else renamed away
+                raise PosixError(errno.ENOENT, old)
+            content = cache.attach(source, content_type=source.content_type or FILE_TYPE)
+            try:
+                body = None
+                if source.size <= SMALL_BYTES:
+                    try:
+                        body = await cache.read(content, 0, source.size)
+                    except GONE:
+                        continue
+                copied = await self._copy(source, new, replaced, body=body, replace=replace)
+                if copied is None:
+                    continue
+                hit(Point.RENAME_AFTER_COPY)
+                replaced, replace = copied, True
+                cache.note(TOMBSTONES, old, "1")
+                buried_s = trio.current_time()
+                try:
+                    tombstone = await self._objects.bury(source)
+                except GONE:
+                    cache.note(TOMBSTONES, old, None)
+                    continue
+                # No await between the tombstone and the change of names in memory.
+                if content.state is State.CLEAN:
+                    cache.rekey(content, copied)
+                inode = self.renamed(old, new)
+                if inode is not None:
+                    self._coherence.adopt(inode, copied, learned.now_s())
+                    inode.told = inode.version
+            finally:
+                cache.release(content)
+            hit(Point.RENAME_AFTER_TOMBSTONE)
+            await self._clear(old, tombstone, buried_s)
+            hit(Point.RENAME_AFTER_DELETE)
+            return
+        raise Unavailable(f"{old}: other nodes changed it {ATTEMPTS} times while it was to be renamed")
+
+    async def _copy(
+        self, source: ObjectInfo, new: str, replaced: ObjectInfo | None, *, body: object, replace: bool
+    ) -> ObjectInfo | None:
+        """Copy over whatever is at the new name. None: the source is another by now."""
+        payload = body if isinstance(body, bytes | bytearray | memoryview) else None
+        for _ in range(ATTEMPTS):
+            condition = ABSENT if replaced is None else matches(replaced.etag)
+            self._mount.learned.changed(new)
+            try:
+                return await self._copier.copy(source, new, condition, body=payload)
+            except GONE:
+                if await self._copier.is_changed(source):
+                    return None
+                replaced = await self._objects.head(new)
+                if replaced is not None and layout.is_tombstone(replaced):
+                    await self._objects.await_absent(new)
+                    replaced = None
+                if replaced is not None and not replace:
+                    raise PosixError(errno.EEXIST, new) from None
+        raise Unavailable(f"{new}: other nodes changed it {ATTEMPTS} times while it was to be replaced")
+
+    async def _clear(self, old: str, tombstone: ObjectInfo, buried_s: float) -> None:
+        """Delete the tombstone. The rename has happened: one that cannot be deleted now stays noted for later."""
+        try:
+            await self._objects.remove_buried(tombstone, buried_s)
+        except S3volError:
+            self._mount.health.count("tombstones_left")
+            return
+        finally:
+            self._mount.learned.changed(old)
+        self._mount.cache.note(TOMBSTONES, old, None)
+
+    def renamed(self, old: str, new: str) -> Inode | None:
+        """Change the names in memory. No await."""
+        mount = self._mount
+        mount.learned.changed(old)
+        mount.learned.changed(new)
+        self._removal.unname(mount.inodes.at(new), new)
+        inode = mount.inodes.at(old)
+        if inode is not None:
+            mount.inodes.move(inode, new)
+            inode.ctime_ns = mount.now_ns()
+        return inode
+
+    async def clear_tombstones(self) -> None:
+        """Remove those that an earlier mount of this node, or a failed DELETE, left behind."""
+        for key in list(self._mount.cache.notes(TOMBSTONES)):
+            async with self._mount.claims.hold(Claim(key)):
+                found = await self._objects.head(key)
+                if found is not None and layout.is_tombstone(found):
+                    await self._objects.reap(found)
+                self._mount.cache.note(TOMBSTONES, key, None)
