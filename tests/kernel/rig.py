@@ -29,7 +29,7 @@ class Bucket:
     name: str
     client: S3Client
 
-    def keys(self, prefix: str = "") -> list[str]:
+    def all_keys(self, prefix: str = "") -> list[str]:
         """All keys but s3vol's own."""
         found: list[str] = []
         for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix):

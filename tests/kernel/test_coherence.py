@@ -95,11 +95,13 @@ def test_a_reader_that_holds_a_file_open_sees_one_version(mount: MountFactory) -
         _write(one, b"b" * size)
         assert two.read_bytes() == b"b" * size  # a second handle on the same node: the new version
         seen = b""
+        refused = set()
         for offset in range(0, size, 1 << 20):
             try:
                 seen += os.pread(fd, 1 << 20, offset)
-            except OSError as error:
-                assert error.errno == errno.ESTALE  # not cached and no longer in the bucket
+            except OSError as error:  # not cached and no longer in the bucket
+                refused.add(error.errno)
+        assert refused <= {errno.ESTALE}
         assert set(seen) == {ord("a")}
     finally:
         os.close(fd)
@@ -128,11 +130,11 @@ def test_the_later_of_two_writers_gets_estale_and_its_content_is_kept(bucket: Bu
         os.pwrite(first, b"first %d" % i, 0)
         os.pwrite(second, b"second %d" % i, 0)
         os.close(first)
-        with pytest.raises(OSError, match="[Ss]tale") as caught:
+        with pytest.raises(OSError, match=r"[Ss]tale") as caught:
             os.close(second)
         assert caught.value.errno == errno.ESTALE
         assert bucket.read(name) == b"first %d" % i
-        copies = [key for key in bucket.keys() if key.startswith(f"{name}.s3vol-conflict-")]
+        copies = [key for key in bucket.all_keys() if key.startswith(f"{name}.s3vol-conflict-")]
         assert len(copies) == 1
         assert bucket.read(copies[0]) == b"second %d" % i
     assert b.status()["conflicts"] == CONFLICT_ROUNDS

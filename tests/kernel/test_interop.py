@@ -146,7 +146,7 @@ def test_an_unlinked_file_is_read_and_written_until_it_is_closed(bucket: Bucket,
         assert os.pread(fd, 10, 0) == b"still here"
     finally:
         os.close(fd)
-    assert bucket.keys() == []
+    assert bucket.all_keys() == []
 
 
 def test_a_file_replaced_by_rename_keeps_its_content_for_open_handles(mount: MountFactory) -> None:
