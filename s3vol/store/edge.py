@@ -241,6 +241,8 @@ def translate(error: BaseException, what: str, *, server_date: Callable[[], str]
         return Rejected(f"{what}: the S3 client cannot express this request: {reason}")
     if isinstance(error, (obs.BaseError, aws.BotoCoreError)) and "certificate" in str(error).lower():
         return Denied(f"{what}: the server's TLS certificate is not trusted: {reason}")
+    if isinstance(error, obs.UnauthenticatedError) and "credential provider" in str(error):
+        return Unavailable(f"{what}: the credentials could not be renewed: {reason}")
     for kind, ours in _KIND_BY_TYPE:
         if isinstance(error, kind):
             return ours(f"{what}: {reason}")

@@ -13,6 +13,7 @@ Rejected: trusting a 404 without an S3 error code (behind a reverse proxy, files
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -124,7 +125,8 @@ class S3Store:
 
     async def delete(self, key: str) -> None:
         """See Store.delete."""
-        await self._client.change(f"delete {key}", s3_calls.delete, self._client, self._key(key))
+        with contextlib.suppress(NotFound):  # some stores say NoSuchKey; that is what was asked for
+            await self._client.change(f"delete {key}", s3_calls.delete, self._client, self._key(key))
 
     async def list(
         self,
@@ -229,12 +231,10 @@ class S3Store:
 
     async def abort_upload(self, key: str, upload_id: str) -> None:
         """See Store.abort_upload."""
-        try:
+        with contextlib.suppress(NotFound):  # unknown id: dropped before
             await self._client.change(
                 f"abort upload of {key}", s3_calls.abort_upload, self._client, self._key(key), upload_id
             )
-        except NotFound:
-            return  # unknown id: dropped before, which is what was asked for
 
     def watch(self, prefix: str) -> AsyncIterator[Change]:
         """Not offered: see Store.watch."""

@@ -12,9 +12,9 @@ so what it means is for the caller to find out.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
 from botocore.exceptions import ClientError
@@ -29,6 +29,8 @@ from s3vol.types import ObjectInfo
 
 if TYPE_CHECKING:
     from obstore import GetOptions, PutMode
+
+T = TypeVar("T")
 
 _SYSTEM = frozenset(
     {"Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Storage-Class"}
@@ -49,7 +51,7 @@ class Content:
 def head(client: Client, key: str) -> ObjectInfo:
     """HEAD; its refusal, which has no body to say why, is made to speak by a GET of the same key."""
     try:
-        return _head_fast(client, key) if wire.is_plain_key(key) else _head_slow(client, key)
+        return _fast_first(key, lambda: _head_fast(client, key), lambda: _head_slow(client, key))
     except (BaseError, FileNotFoundError, ClientError) as error:
         answer = edge.answer_of(error)
         if answer is None or answer.code or answer.status not in _MUTE:
@@ -58,6 +60,17 @@ def head(client: Client, key: str) -> ObjectInfo:
         if answer.status == 404:
             raise Unavailable(f"head {key}: missing for HEAD, there for GET: it was written just now") from error
         raise
+
+
+def _fast_first(key: str, fast: Callable[[], T], slow: Callable[[], T]) -> T:
+    if wire.is_plain_key(key):
+        try:
+            return fast()
+        except BaseError as error:
+            # Headers in raw bytes, which some stores send for what somebody stored: botocore can read them.
+            if "non UTF-8" not in str(error):
+                raise
+    return slow()
 
 
 def _head_fast(client: Client, key: str) -> ObjectInfo:
@@ -88,9 +101,9 @@ def _head_slow(client: Client, key: str) -> ObjectInfo:
 
 def get(client: Client, key: str, start: int, length: int, if_match: str | None) -> Buffer | None:
     """Ranged GET, its body read to the end; None when `start` is at or behind the end of the object."""
-    read = _get_fast if wire.is_plain_key(key) else _get_slow
+    wanted = (client, key, start, length, if_match)
     try:
-        body, size = read(client, key, start, length, if_match)
+        body, size = _fast_first(key, lambda: _get_fast(*wanted), lambda: _get_slow(*wanted))
     except (BaseError, ClientError) as error:
         answer = edge.answer_of(error)
         if answer is not None and answer.status == 416:

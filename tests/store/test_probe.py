@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from s3vol.errors import Rejected, Unavailable
-from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Condition, Part
+from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Condition, Page, Part
 from s3vol.store.memory import MEMORY_CAPABILITIES, MemoryBucket, MemoryStore
 from s3vol.store.probe import NOTHING, examine, probe
 from s3vol.store.s3 import S3Store
@@ -73,6 +73,22 @@ class CarelessStore(MemoryStore):
             condition = ANY
         return await super().complete_upload(key, upload_id, parts, condition=condition)
 
+    async def list(
+        self,
+        prefix: str,
+        *,
+        delimiter: bool = True,
+        cursor: str | None = None,
+        start_after: str | None = None,
+        limit: int = 1000,
+        metadata: bool = True,
+    ) -> Page:
+        if metadata and self.server.does("refuses_metadata"):
+            raise Rejected("400 InvalidArgument")
+        return await super().list(
+            prefix, delimiter=delimiter, cursor=cursor, start_after=start_after, limit=limit, metadata=metadata
+        )
+
     async def create_upload(self, key: str, *, metadata: Mapping[str, str], content_type: str = FILE_TYPE) -> str:
         if self.server.does("no_uploads"):
             raise Rejected("501 NotImplemented")
@@ -98,6 +114,7 @@ class CarelessStore(MemoryStore):
         ("no_uploads", replace(CAPABLE, conditional_complete=False, copy_part=False)),
         ("no_copies", replace(CAPABLE, copy_part=False)),
         ("unguarded_copies", replace(CAPABLE, copy_part=False)),
+        ("refuses_metadata", replace(CAPABLE, list_metadata=False)),
         ("plain_listings", replace(CAPABLE, list_metadata=False)),
         ("other_etags", replace(CAPABLE, etag_is_md5=False)),
         ("hides", replace(CAPABLE, hides_children=True)),

@@ -91,6 +91,7 @@ def test_both_clients_lead_to_the_same_kind(status: int, code: str, kind: type[S
         (obs.PreconditionError("Request precondition failure"), PreconditionFailed),
         (obs.PermissionDeniedError("no"), Denied),
         (obs.UnauthenticatedError("no"), Denied),
+        (obs.UnauthenticatedError("for path External AWS credential provider: timed out"), Unavailable),
         (obs.NotSupportedError("no"), Rejected),
         (obs.GenericError("Generic S3 error: HTTP error: error sending request"), Unavailable),
         (obs.GenericError("HTTP error\n\nDebug source: invalid peer certificate: UnknownIssuer"), Denied),

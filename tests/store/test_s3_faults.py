@@ -13,8 +13,9 @@ import trio
 
 from s3vol.errors import Corrupt, Denied, NoSpace, NotFound, QuotaExceeded, S3volError, Unavailable
 from s3vol.store.base import Part
+from s3vol.store.open import compose
 from s3vol.store.s3 import S3Store
-from s3vol.types import MIB
+from s3vol.types import MIB, Health
 from tests.support.canned import LIST_START, Canned, canned, s3_error
 from tests.support.minio import Minio, paused
 from tests.support.s3 import MINIO_CAPABILITIES, s3_store
@@ -50,6 +51,22 @@ async def test_a_404_of_head_is_not_believed_when_a_get_finds_the_object(key: st
         async with s3_store(server.endpoint, "bucket") as store:
             with pytest.raises(Unavailable):
                 await store.head(key)
+
+
+@BOTH_CLIENTS
+async def test_metadata_in_raw_bytes_hides_no_object(key: str) -> None:
+    headers = {**ETAG, "x-amz-meta-text": "é漢".encode().decode("latin-1"), "Content-Range": "bytes 0-3/4"}
+    with canned(Canned(206, b"body", headers)) as server:
+        async with s3_store(server.endpoint, "bucket") as store:
+            assert (await store.head(key)).metadata == {"text": "é漢"}
+            assert bytes(await store.get(key, 0, 9)) == b"body"
+
+
+@BOTH_CLIENTS
+async def test_deleting_what_is_missing_is_success_whatever_the_store_says(key: str) -> None:
+    with canned(s3_error(404, "NoSuchKey")) as server:
+        async with s3_store(server.endpoint, "bucket") as store:
+            await store.delete(key)
 
 
 @BOTH_CLIENTS
@@ -232,6 +249,22 @@ async def test_a_store_survives_a_crash_and_a_restart_of_its_server(impatient: S
     assert (await impatient.head("k")).metadata == {"a": "b"}
     assert [info.key for info in (await impatient.list("", delimiter=False)).objects] == ["k", "k/"]
     await impatient.put("k", b"again", metadata={})
+
+
+@pytest.mark.minio
+async def test_a_call_with_retry_outlives_a_restart_of_the_server(impatient: S3Store, own_server: Minio) -> None:
+    store = compose(impatient, replace(impatient.client.settings, timeout_s=30.0), Health())
+    etag = await store.put("k", b"body", metadata={})
+    own_server.kill()
+    got: list[bytes] = []
+
+    async def read() -> None:
+        got.append(bytes(await store.get("k", 0, 9, if_match=etag)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        nursery.start_soon(trio.to_thread.run_sync, own_server.start)
+    assert got == [b"body"]
 
 
 @pytest.mark.minio

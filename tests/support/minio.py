@@ -135,6 +135,7 @@ class Minio:
         self.port = port or free_port()
         self._environment = environment or {}
         self._process: subprocess.Popen[bytes] | None = None
+        self._own_client: S3Client | None = None
 
     @property
     def endpoint(self) -> str:
@@ -279,7 +280,8 @@ class Minio:
     def new_bucket(self, prefix: str = "test") -> str:
         """Create an empty bucket with a fresh name."""
         name = f"{prefix}-{uuid.uuid4().hex[:12]}"
-        self.client().create_bucket(Bucket=name)
+        self._own_client = self._own_client or self.client()
+        self._own_client.create_bucket(Bucket=name)
         return name
 
 
