@@ -6,15 +6,17 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 
 from s3vol.errors import Corrupt, NotFound, PreconditionFailed, Rejected, UsageError
 from s3vol.store.base import ABSENT, matches
 from s3vol.store.file import FILE_CAPABILITIES, FileStore
 from s3vol.store.file_control import CONTROL
-from s3vol.store.file_record import OBJECT_XATTR
+from s3vol.store.file_record import OBJECT_XATTR, Record, Records
 from s3vol.types import NONCE
 
 CAPABILITIES = replace(FILE_CAPABILITIES, min_part_bytes=1)
@@ -277,6 +279,22 @@ async def test_metadata_too_big_for_an_attribute_is_kept_elsewhere(store: FileSt
     await store.put("d/", b"", metadata={"v": "small"})
     assert (await store.head("k")).metadata == {"v": "small"}
     assert (await store.head("d/")).metadata == {"v": "small"}
+
+
+async def test_a_reader_whose_file_is_replaced_after_it_opened_it_sees_one_version(
+    store: FileStore, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.put("k", b"old", metadata={NONCE: "old"})
+    read = Records.read
+
+    def replaced_first(records: Records, fd: int, stat: os.stat_result, key: str) -> tuple[Record, bool]:
+        monkeypatch.setattr(Records, "read", read)
+        trio.from_thread.run(partial(store.put, "k", b"newer", metadata={NONCE: "new"}))
+        return read(records, fd, stat, key)
+
+    monkeypatch.setattr(Records, "read", replaced_first)
+    info = await store.head("k")
+    assert (info.size, info.metadata) in ((3, {NONCE: "old"}), (5, {NONCE: "new"}))
 
 
 async def test_a_damaged_record_is_corrupt_and_not_guessed(directory: Path) -> None:
