@@ -233,7 +233,9 @@ def temporary_credentials(minio: Minio) -> dict[str, Any]:
         aws_access_key_id=ACCESS_KEY,
         aws_secret_access_key=SECRET_KEY,
     )
-    found: dict[str, Any] = sts.assume_role(RoleArn="arn:aws:iam::123456789012:role/test", RoleSessionName="test")["Credentials"]
+    found: dict[str, Any] = sts.assume_role(RoleArn="arn:aws:iam::123456789012:role/test", RoleSessionName="test")[
+        "Credentials"
+    ]
     return found
 
 
