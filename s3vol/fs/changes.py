@@ -1,9 +1,9 @@
 """Changes of attributes: setattr and extended attributes.
 
 Theory of operation. Attributes travel with the object, so changing them means publishing it again; the cache does that
-conditionally, and without moving bytes where the store can copy. While the file has unpublished changes, or somebody has
-it open for writing, the change goes along with the publish that will come anyway. A directory's attributes are those of its
-marker, which is made when there is none; the root's are in an object of our own.
+conditionally, and without moving bytes where the store can copy. While the file has unpublished changes, or somebody
+has it open for writing, the change goes along with the publish that will come anyway. A directory's attributes are
+those of its marker, which is made when there is none; the root's are in an object of our own.
 
 Memory is changed and the content told in one step without an await, so that two concurrent changes add up.
 """

@@ -74,7 +74,9 @@ class Hold:
             self._owner.give_back(self)  # granted in the meantime or not
             raise
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
         self._owner.give_back(self)
 
 

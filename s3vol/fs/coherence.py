@@ -1,12 +1,12 @@
 """What is true now: when memory may answer, when the bucket is asked, and what a changed version means.
 
-Theory of operation. For a name with unpublished changes this node is the truth, and no request is sent. Else attributes
-may be believed for `attr_ttl_s` after the request that brought them began, and an open believes nothing: it sends a HEAD
-of its own (a conditional GET would hide changed attributes behind a 304). An answer is taken over only when no local change
-came in between (`Learned.asking`); if one did, the question is asked again.
+Theory of operation. For a name with unpublished changes this node is the truth, and no request is sent. Else
+attributes may be believed for `attr_ttl_s` after the request that brought them began, and an open believes nothing: it
+sends a HEAD of its own (a conditional GET would hide changed attributes behind a 304). An answer is taken over only
+when no local change came in between (`Learned.asking`); if one did, the question is asked again.
 
-A version that changed means another content. Handles keep the one they hold; `Opened.changed` makes the frontend
-drop attributes, and pages are kept only when they are of exactly the version that is opened.
+A version that changed means another content. Handles keep the one they hold; `Opened.changed` makes the frontend drop
+attributes, and pages are kept only when they are of exactly the version that is opened.
 
 A name that vanished, or became something of another type, takes the inode's name away: ESTALE, on which the kernel
 walks the path again.
@@ -32,7 +32,7 @@ from s3vol.types import Invalidation, ObjectInfo
 
 
 class Coherence:
-    """Between the inodes of one mount and the bucket. Methods that are not async have no await: call them in one step."""
+    """Between the inodes of one mount and the bucket. Methods that are not async have no await."""
 
     def __init__(self, mount: Mount, objects: Objects) -> None:
         self._mount = mount
@@ -159,7 +159,7 @@ class Coherence:
             try:
                 metadata = self.encode(inode, content.metadata)
             except MetadataTooLarge:
-                # Others' headers fill the object's 2,048 bytes. A setattr says so (E2BIG); a write must not fail for it:
+                # Others' headers fill the 2,048 bytes. A setattr says so (E2BIG); a write must not fail for it:
                 # without times of its own the object shows Last-Modified, which is right.
                 self._mount.health.count("attributes_that_did_not_fit")
                 metadata = {n: v for n, v in content.metadata.items() if n not in ("mtime", "ctime")}

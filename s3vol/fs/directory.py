@@ -139,4 +139,3 @@ class Directories:
         if content is not None:
             return Found(path, False, asked_s, content=content)
         return Found(path, row.is_dir, asked_s, row.info, looked=not row.is_dir)
-

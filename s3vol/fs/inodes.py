@@ -1,12 +1,12 @@
 """The inode table: what the kernel knows of, by number and by key, with its lookup counts.
 
 Theory of operation. An inode is here while the kernel has looked it up (and not forgotten it) or a handle is open on
-it; the bucket is never mirrored. `key` is where its object is: `a/b` for a file, `a/b/` for a directory, "" for the root, None
-when its name is gone (unlinked, or replaced by something of another type) while somebody still uses it.
+it; the bucket is never mirrored. `key` is where its object is: `a/b` for a file, `a/b/` for a directory, "" for the
+root, None when its name is gone (unlinked, or replaced by something of another type) while somebody still uses it.
 
-A name that comes back while the kernel still holds the dead inode gets that inode again, when the type is the same
-and no handle is open: programs that rewrite a file by unlink and create would else leave one exception of
-inode numbers behind for each cycle.
+A name that comes back while the kernel still holds the dead inode gets that inode again, when the type is the same and
+no handle is open: programs that rewrite a file by unlink and create would else leave one exception of inode numbers
+behind for each cycle.
 
 Everything here is synchronous and touched on the event loop only.
 """
@@ -219,4 +219,3 @@ class Inodes:
             return False
         dead_same = found.key is None and found.was == key and found.pins == 0
         return not (dead_same and stat.S_IFMT(found.mode) == stat.S_IFMT(mode))
-

@@ -1,9 +1,9 @@
 """Records of directory renames that are under way: `.s3vol/intents/<id>.json` (docs/format.md).
 
 Theory of operation. The record is written before the first object moves and removed after the last one. Whoever moves
-objects writes it again every minute, so that its Last-Modified tells others that somebody is at work; one that is ten minutes
-old was left behind, and anybody may finish it. Which records are our own is noted in the cache's journal, since
-two mounts of one machine have the same node name.
+objects writes it again every minute, so that its Last-Modified tells others that somebody is at work; one that is ten
+minutes old was left behind, and anybody may finish it. Which records are our own is noted in the cache's journal,
+since two mounts of one machine have the same node name.
 """
 
 from __future__ import annotations

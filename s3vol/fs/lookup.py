@@ -1,9 +1,9 @@
 """What a name is: pending content, what was learned a moment ago, or the bucket's answer.
 
-Theory of operation. A positive answer may be as old as `attr_ttl_s`; "there is nothing" needs a request that began after
-the question was asked, since another node may just have closed a new file. In a directory that was not listed
-yet the question is asked by listing its first page, which answers the next thousand as well; after that one HEAD and one
-LIST of a single key, side by side: `a` is a file if it is an object, a directory if `a/` or anything below it is.
+Theory of operation. A positive answer may be as old as `attr_ttl_s`; "there is nothing" needs a request that began
+after the question was asked, since another node may just have closed a new file. In a directory that was not listed
+yet the question is asked by listing its first page, which answers the next thousand as well; after that one HEAD and
+one LIST of a single key, side by side: `a` is a file if it is an object, a directory if `a/` or anything below it is.
 When both are there the directory is shown and the trouble counted. When single questions in a small directory keep
 finding files, it is listed again: a walk by names costs one LIST for each TTL and not a HEAD for each file.
 """

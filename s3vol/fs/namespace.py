@@ -62,9 +62,7 @@ class Namespace:
         self._mount.inodes.remember(inode)
         return self._coherence.entry(inode)
 
-    async def create(
-        self, parent: Ino, name: bytes, mode: int, flags: int, caller: Caller
-    ) -> tuple[Opened, Entry]:
+    async def create(self, parent: Ino, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Opened, Entry]:
         """open(O_CREAT): makes the file if it is not there (O_EXCL: or EEXIST), and opens it."""
         mount = self._mount
         directory = mount.directory(parent)

@@ -1,9 +1,9 @@
 """Inode numbers: computed from the key, with the few exceptions written down.
 
 Theory of operation. The number of a key is `layout.stable_ino(key)`, so that it is the same at each mount and on each
-node without a table. Two things break the rule: a rename on this mount keeps the number (programs compare
-them), and a new object under a name whose number is still in use by the renamed one gets a salted number. Such exceptions
-are recorded as notes, key to number, and survive a remount. Other nodes do not know them, which is what NFS clients of
+node without a table. Two things break the rule: a rename on this mount keeps the number (programs compare them), and a
+new object under a name whose number is still in use by the renamed one gets a salted number. Such exceptions are
+recorded as notes, key to number, and survive a remount. Other nodes do not know them, which is what NFS clients of
 different servers are used to.
 
 Rejected: numbers handed out by a counter and stored for every file (a database that must be written for every lookup).

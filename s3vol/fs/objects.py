@@ -1,14 +1,14 @@
 """Conditional changes of single objects: put with a nonce, copy, tombstones, and what is left below a prefix.
 
-Theory of operation. Every object that the file system writes itself (markers, symlinks, claimed names, copies) carries a
-nonce, so that a 412 after a lost reply is told from a real one by looking.
+Theory of operation. Every object that the file system writes itself (markers, symlinks, claimed names, copies) carries
+a nonce, so that a 412 after a lost reply is told from a real one by looking.
 
-A tombstone stands for "renamed away". S3's DELETE knows no condition, so the old name of a rename is first
-replaced, If-Match, by a tombstone (a body of its own, so that its ETag is like no other) and then deleted. Between the two
-the name is absent for readers, but nobody may create over it: the DELETE that is on its way would remove the new file.
-So a creator waits until the tombstone is gone. Whoever wrote it deletes only within `DELETE_WITHIN_S`; one
-that has not changed for `TAKEOVER_S`, on the clock of the waiting node, was left by a crash: it is replaced by our own,
-If-Match, and deleted.
+A tombstone stands for "renamed away". S3's DELETE knows no condition, so the old name of a rename is first replaced,
+If-Match, by a tombstone (a body of its own, so that its ETag is like no other) and then deleted. Between the two the
+name is absent for readers, but nobody may create over it: the DELETE that is on its way would remove the new file. So
+a creator waits until the tombstone is gone. Whoever wrote it deletes only within `DELETE_WITHIN_S`; one that has not
+changed for `TAKEOVER_S`, on the clock of the waiting node, was left by a crash: it is replaced by our own, If-Match,
+and deleted.
 
 Rejected: creating over a tombstone with If-Match (the race above), comparing Last-Modified with our clock (skew).
 """
@@ -186,4 +186,3 @@ class Objects:
         except PosixError as error:
             if error.errno != errno.EEXIST:
                 raise
-

@@ -1,8 +1,8 @@
 """Files that have lost their name while a program has them open: their bytes stay readable.
 
 Theory of operation. When every byte is on the local disk nothing has to be done: a discarded content is never evicted.
-Else the object is copied on the server to `.s3vol/orphans/<node>/<random>` before its name goes, the content reads from there,
-and the copy is deleted at the last close. Each copy is noted in the cache's journal first, so that a crash
+Else the object is copied on the server to `.s3vol/orphans/<node>/<random>` before its name goes, the content reads
+from there, and the copy is deleted at the last close. Each copy is noted in the cache's journal first, so that a crash
 leaves nothing behind for longer than until the next mount.
 
 Rejected: renaming to a hidden name beside the file, as NFS clients do (other tools would see it, rmdir would fail).

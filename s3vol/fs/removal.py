@@ -1,12 +1,12 @@
 """Names that go: unlink and rmdir.
 
 Theory of operation. Pending content is discarded (uploads aborted, publishes in flight waited for), then the object is
-deleted; what open handles still read is kept first (orphans.py). S3's DELETE knows no condition: of a publish by another
-node in the same moment either one is last, as with any unlink.
+deleted; what open handles still read is kept first (orphans.py). S3's DELETE knows no condition: of a publish by
+another node in the same moment either one is last, as with any unlink.
 
-A directory that exists only because keys begin with its name would vanish with its last file: it gets a marker
-first. rmdir asks the bucket, tombstones do not count, and it removes those that were left behind, since a key below a
-prefix makes a directory for everybody else.
+A directory that exists only because keys begin with its name would vanish with its last file: it gets a marker first.
+rmdir asks the bucket, tombstones do not count, and it removes those that were left behind, since a key below a prefix
+makes a directory for everybody else.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ from s3vol.types import Ino
 class Removal:
     """unlink, rmdir, and what rename needs of them."""
 
-    def __init__(
-        self, mount: Mount, objects: Objects, coherence: Coherence, finder: Finder, orphans: Orphans
-    ) -> None:
+    def __init__(self, mount: Mount, objects: Objects, coherence: Coherence, finder: Finder, orphans: Orphans) -> None:
         self._mount = mount
         self._objects = objects
         self._coherence = coherence

@@ -1,11 +1,12 @@
 """rename(2) of a file, and the decision what a rename is.
 
 Theory of operation. `plan` decides from what is at both names. A file that was never published moves in the cache. A
-published one is copied to its new name under a condition (replacing whatever is there by then), its old name is replaced,
-If-Match, by a tombstone, and the tombstone is deleted. When somebody published under the old name in between, the tombstone
-fails and the copy is redone from the new version. At each moment at least one of the names exists, and readers of the new
-name see the old or the new file whole. Names in memory change when the tombstone is there, without an await; open
-handles then read from the new name, and what the replaced file's handles read was kept before (orphans.py).
+published one is copied to its new name under a condition (replacing whatever is there by then), its old name is
+replaced, If-Match, by a tombstone, and the tombstone is deleted. When somebody published under the old name in
+between, the tombstone fails and the copy is redone from the new version. At each moment at least one of the names
+exists, and readers of the new name see the old or the new file whole. Names in memory change when the tombstone is
+there, without an await; open handles then read from the new name, and what the replaced file's handles read was kept
+before (orphans.py).
 
 Both paths are claimed alone, so local writers and closers wait until the names have changed.
 """
@@ -49,7 +50,7 @@ class Kind(enum.Enum):
 
 
 def plan(source: Found | None, target: Found | None, old: str, new: str, flags: int) -> Kind:
-    """Decide, or refuse: EINVAL, ENOENT, EEXIST, EISDIR, ENOTDIR. Whether a target directory is empty is not known here."""
+    """Decide, or refuse: EINVAL, ENOENT, EEXIST, EISDIR, ENOTDIR. A target directory must be empty as well."""
     if flags & ~RENAME_NOREPLACE:
         raise PosixError(errno.EINVAL, "an object store cannot exchange two names")
     if source is None:

@@ -1,13 +1,14 @@
 """rename(2) of a directory: an intent, copies, then the old names go.
 
-Theory of operation. An object store has no directories, so every object below the old name is moved, with the protocol of
-a file's rename: copy under a condition, tombstone If-Match, delete. The intent is written first and removed last, and each
-step can be repeated: the nonce of a copy is made of the intent and the source's version, so a second run knows which
-copies are there. First all copies are made, then the old names go; files that others create below the old name
-meanwhile are moved in further rounds. A file that somebody has put under a new name meanwhile is not overwritten: ours gets
-a conflict name beside it.
+Theory of operation. An object store has no directories, so every object below the old name is moved, with the protocol
+of a file's rename: copy under a condition, tombstone If-Match, delete. The intent is written first and removed last,
+and each step can be repeated: the nonce of a copy is made of the intent and the source's version, so a second run
+knows which copies are there. First all copies are made, then the old names go; files that others create below the old
+name meanwhile are moved in further rounds. A file that somebody has put under a new name meanwhile is not overwritten:
+ours gets a conflict name beside it.
 
-The caller claims both trees alone. Whoever moves objects renews the intent, so that nobody else takes it for left behind.
+The caller claims both trees alone. Whoever moves objects renews the intent, so that nobody else takes it for left
+behind.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from s3vol.fs.intents import BEAT_S, Intent, Intents
 from s3vol.fs.objects import Objects
 from s3vol.fs.parallel import alongside, for_each
 from s3vol.fs.removal import Removal
-from s3vol.store.base import ABSENT, ANY, DIRECTORY_TYPE, Condition, matches
+from s3vol.store.base import ABSENT, DIRECTORY_TYPE, Condition, matches
 from s3vol.types import ObjectInfo
 
 PARALLEL = 16
@@ -206,7 +207,10 @@ class TreeRename:
             try:
                 tombstone = await self._objects.bury(source)
             except GONE:
-                again = await self._copy(intent, source)
+                now = await self._objects.head(source.key)
+                if now is None or layout.is_tombstone(now):
+                    return  # somebody else took it away; the copy stays, it is what was below the directory
+                again = await self._copy(intent, now)
                 if again is None:
                     return
                 source, copied = again
