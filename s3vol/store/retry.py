@@ -16,6 +16,7 @@ breaker (the deadline bounds the wait, the pauses bound the load, and recovery i
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -34,8 +35,15 @@ SERVER_SIDE_S = 600.0
 _SERVER_SIDE: frozenset[Operation] = frozenset({"copy", "copy_part", "complete_upload"})
 
 
+class _Cut(Unavailable):
+    """An attempt that we ended because it took too long."""
+
+
 class RetryStore(Decorator):
-    """Raises what the store raised, except retryable errors: those as Unavailable after `timeout_s` seconds."""
+    """Raises what the store raised, except retryable errors: those as Unavailable after `timeout_s` seconds.
+
+    Counts `store.retries` and `store.gave_up` into `health`; an attempt that was cut is its last error.
+    """
 
     def __init__(
         self,
@@ -47,6 +55,7 @@ class RetryStore(Decorator):
         longest_pause_s: float = 5.0,
         rng: random.Random | None = None,
         health: Health | None = None,
+        now_s: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(inner)
         self._timeout_s = timeout_s
@@ -55,6 +64,7 @@ class RetryStore(Decorator):
         self._longest_pause_s = longest_pause_s
         self._rng = rng or random.Random()
         self._health = health or Health()
+        self._now_s = now_s
 
     async def around(self, call: Call, perform: Callable[[], Awaitable[T]]) -> T:
         """Perform the call until it succeeds, fails for good, or the deadline is near."""
@@ -68,6 +78,8 @@ class RetryStore(Decorator):
             except S3volError as error:
                 if not error.retryable:
                     raise
+                if isinstance(error, _Cut):
+                    self._note(call, error)
                 pause_s = self._pause_s(attempts)
                 waited_s = trio.current_time() - began_s
                 if waited_s + pause_s >= self._timeout_s:
@@ -75,6 +87,12 @@ class RetryStore(Decorator):
                     raise Unavailable(f"{call}: gave up after {waited_s:.1f} s, attempt {attempts}: {error}") from error
             self._health.count("store.retries")
             await trio.sleep(pause_s)
+
+    def _note(self, call: Call, error: _Cut) -> None:
+        """A store that says nothing is trouble too; a trace below sees only that its call was cancelled."""
+        self._health.count("store.errors")
+        self._health.last_error = f"{call}: {error}"
+        self._health.last_error_at_s = self._now_s()
 
     def _pause_s(self, attempts: int) -> float:
         whole_s = min(self._longest_pause_s, self._first_pause_s * 2.0 ** min(attempts - 1, 30))
@@ -89,4 +107,4 @@ def allowance_s(call: Call) -> float:
 async def _bounded(perform: Callable[[], Awaitable[T]], bound_s: float) -> T:
     with trio.move_on_after(bound_s):
         return await perform()
-    raise Unavailable(f"no answer within {bound_s:.1f} s")
+    raise _Cut(f"no answer within {bound_s:.1f} s")

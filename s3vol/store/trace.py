@@ -25,7 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 class TraceStore(Decorator):
-    """Counts into `health`: `store.calls`, `store.<operation>`, `store.errors`, `store.bytes_read`, `..._written`."""
+    """Counts into `health`: `store.calls`, `store.<operation>`, `store.errors`, `store.bytes_read`, `..._written`.
+
+    The gauge `store.ok_at_s` is when the store last answered, on the clock `now_s` (seconds since 1970).
+    """
 
     def __init__(self, inner: Store, health: Health, *, now_s: Callable[[], float] = time.time) -> None:
         super().__init__(inner)
@@ -39,6 +42,7 @@ class TraceStore(Decorator):
         try:
             result = await perform()
             outcome = "ok"
+            self._answered()
             self._count_bytes(call)
         except S3volError as error:
             outcome = type(error).__name__
@@ -53,6 +57,9 @@ class TraceStore(Decorator):
             _log(call, outcome, (trio.current_time() - began_s) * 1000)
         return result
 
+    def _answered(self) -> None:
+        self._health.gauges["store.ok_at_s"] = self._now_s()
+
     def _count_bytes(self, call: Call) -> None:
         if call.body_bytes:
             self._health.count(
@@ -61,6 +68,7 @@ class TraceStore(Decorator):
 
     def _note(self, call: Call, error: S3volError) -> None:
         if isinstance(error, NotFound | PreconditionFailed):
+            self._answered()
             self._health.count(f"store.{type(error).__name__}")
             return
         self._health.count("store.errors")

@@ -57,13 +57,14 @@ async def test_pauses_double_up_to_a_cap_and_are_drawn_at_random(
 
 
 async def test_the_reply_of_a_call_that_hangs_is_not_awaited_for_ever(
-    store: RetryStore, controls: FaultControls, autojump_clock: MockClock
+    store: RetryStore, controls: FaultControls, health: Health, autojump_clock: MockClock
 ) -> None:
     await store.put("k", b"x", metadata={})
     began_s = trio.current_time()
     controls.hold("head")  # and nobody opens the gate
     assert (await store.head("k")).size == 1
     assert 20.0 <= trio.current_time() - began_s <= 20.1
+    assert health.last_error == "head 'k': no answer within 20.0 s"
     assert controls.calls["head"] == 2
 
 

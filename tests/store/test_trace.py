@@ -73,6 +73,7 @@ async def test_a_failure_is_kept_as_the_last_error(store: TraceStore, health: He
     assert health.last_error == "put 'k': Unavailable: 503 slow down"
     assert health.last_error_at_s == 1234.5
     assert health.counts["store.errors"] == 1
+    assert "store.ok_at_s" not in health.gauges
 
 
 async def test_an_answer_that_is_no_success_is_not_an_error(store: TraceStore, health: Health) -> None:
@@ -82,5 +83,6 @@ async def test_an_answer_that_is_no_success_is_not_an_error(store: TraceStore, h
     with pytest.raises(PreconditionFailed):
         await store.put("k", b"", metadata={}, condition=ABSENT)
     assert health.last_error == ""
+    assert health.gauges["store.ok_at_s"] == 1234.5
     assert "store.errors" not in health.counts
     assert (health.counts["store.NotFound"], health.counts["store.PreconditionFailed"]) == (1, 1)
