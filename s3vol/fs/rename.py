@@ -19,8 +19,8 @@ import errno
 import trio
 
 from s3vol import layout
-from s3vol.cache.base import State
-from s3vol.errors import PosixError, S3volError, Unavailable
+from s3vol.cache.base import Content, State
+from s3vol.errors import PosixError, PreconditionFailed, S3volError, Unavailable
 from s3vol.failpoints import Point, hit
 from s3vol.fs.claims import Claim
 from s3vol.fs.coherence import Coherence
@@ -131,19 +131,22 @@ class Rename:
             if inode is not None:
                 self._coherence.push(inode, content)
             if content.base is None:
-                await self._objects_free(new, replaced)
-                await cache.move(content, new, replaced.version if replaced is not None else None)
-            else:
+                await self._move_pending(content, new, replaced)
+            if content.key == old:
                 await cache.publish(content)
         if content is not None and content.key == new:
             self.renamed(old, new)
         else:
             await self._published(old, new, replaced, replace=replace)
 
-    async def _objects_free(self, new: str, replaced: ObjectInfo | None) -> None:
-        """No tombstone may be where pending content will be published."""
+    async def _move_pending(self, content: Content, new: str, replaced: ObjectInfo | None) -> None:
+        """Rename what was never published; nothing happens when a publish at work has just succeeded."""
         if replaced is None:
-            await self._objects.await_absent(new)
+            await self._objects.await_absent(new)  # no tombstone may be where it will be published
+        try:
+            await self._mount.cache.move(content, new, replaced.version if replaced is not None else None)
+        except PreconditionFailed:
+            return
 
     async def _give_way(self, new: str, target: Found | None) -> ObjectInfo | None:
         """The file at the new name is to be replaced: pending changes go, open handles read on. Returns its object."""

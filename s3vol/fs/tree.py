@@ -21,8 +21,8 @@ from hashlib import blake2b
 import trio
 
 from s3vol import layout
-from s3vol.cache.base import State
-from s3vol.errors import PosixError, Unavailable
+from s3vol.cache.base import Content, State
+from s3vol.errors import PosixError, PreconditionFailed, Unavailable
 from s3vol.failpoints import Point, hit
 from s3vol.fs.claims import Claim
 from s3vol.fs.coherence import Coherence
@@ -101,15 +101,22 @@ class TreeRename:
             inode = inodes.at(content.key)
             if inode is not None:
                 self._coherence.push(inode, content)
-            if content.base is not None:
-                await cache.publish(content)
-                continue
-            old, new = content.key, intent.target + content.key[len(intent.source) :]
-            await cache.move(content, layout.check_key(new), None)
-            if inode is not None and content.key == new:
+            old, new = content.key, layout.check_key(intent.target + content.key[len(intent.source) :])
+            if content.base is None:
+                await self._move_pending(content, new)
+            if content.key == old:
+                await cache.publish(content)  # as an object it is moved with the others
+            elif inode is not None:
                 self._removal.unname(inodes.at(new), new)
                 inodes.move(inode, new)
             self._mount.learned.changed(old)
+
+    async def _move_pending(self, content: Content, new: str) -> None:
+        """Rename what was never published; nothing happens when a publish at work has just succeeded."""
+        try:
+            await self._mount.cache.move(content, new, None)
+        except PreconditionFailed:
+            return
 
     async def _top_marker(self, intent: Intent) -> None:
         """The directory exists under its new name before anything is in it, with the attributes it had."""
