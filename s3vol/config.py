@@ -30,6 +30,7 @@ _METAVARS: Mapping[Callable[[str], Any], str] = {
     units.parse_group: "GROUP",
     units.parse_path: "PATH",
     units.parse_label: "NAME",
+    units.parse_url: "URL",
     units.parse_text: "TEXT",
 }
 
@@ -188,7 +189,7 @@ class MountOptions:
     endpoint: str | None = field(
         default=None,
         metadata=_about(
-            units.parse_text,
+            units.parse_url,
             "Endpoint",
             "URL of an S3 server that is not AWS, for example `https://minio.example:9000`.",
             "`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, the profile's, or AWS",

@@ -24,6 +24,7 @@ import os
 import socket
 from collections.abc import Awaitable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -101,34 +102,46 @@ def _bind(path: Path) -> socket.socket:
     return server
 
 
-async def serve(listener: trio.SocketListener, operations: Mapping[str, Operation]) -> None:
-    """Answer requests until cancelled. What goes wrong on one connection ends that connection only."""
+async def serve(listener: trio.SocketListener, operations: Mapping[str, Operation], stop: trio.Event) -> None:
+    """Answer requests until `stop`, and then those that are being answered. Closes the listener.
+
+    What goes wrong on one connection ends that connection only.
+    """
 
     async def talk(stream: trio.SocketStream) -> None:
         try:
             async with stream:
-                await _converse(stream, operations)
+                await _converse(stream, operations, stop)
         except Exception:  # the control socket must not take the mount down
             log.exception("control connection failed")
 
-    await trio.serve_listeners(talk, [listener])
+    async with trio.open_nursery() as conversations, trio.open_nursery() as accepting:
+        accepting.start_soon(partial(trio.serve_listeners, talk, [listener], handler_nursery=conversations))
+        await stop.wait()
+        accepting.cancel_scope.cancel()
 
 
-async def _converse(stream: trio.SocketStream, operations: Mapping[str, Operation]) -> None:
-    requests_send, requests = trio.open_memory_channel[bytes](1)
+async def _converse(stream: trio.SocketStream, operations: Mapping[str, Operation], stop: trio.Event) -> None:
+    sender, requests = trio.open_memory_channel[bytes](1)
     peer = Peer()
+    reading = trio.CancelScope()
 
     async def read() -> None:
-        async with requests_send:
+        with sender, reading:
             rest = b""
             while (data := await _receive(stream)) and len(rest) < REQUEST_MAX_BYTES:
                 *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
-                    await requests_send.send(line)
-        peer.gone.set()
+                    await sender.send(line)
+            peer.gone.set()
+
+    async def stop_reading() -> None:
+        await stop.wait()
+        reading.cancel()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read)
+        nursery.start_soon(stop_reading)
         async for line in requests:
             await _answer(stream, line, peer, operations)
         nursery.cancel_scope.cancel()

@@ -59,7 +59,8 @@ def _parse(parse: Callable[[str], Any], raw: str, place: str) -> Any:
     try:
         return parse(raw)
     except ValueError as error:
-        raise UsageError(f"{place}: {raw!r}: {error}") from None
+        shown = re.sub(r"//[^/]*@", "//***@", raw)  # a URL with a password must not go from a terminal into a log
+        raise UsageError(f"{place}: {shown!r}: {error}") from None
 
 
 def _values(layer: Layer) -> dict[str, Any]:

@@ -83,6 +83,16 @@ def parse_text(text: str) -> str:
     return text.strip()
 
 
+def parse_url(text: str) -> str:
+    """An http or https URL of a server: no user, no path."""
+    found = re.fullmatch(r"https?://(?P<host>[^\s/?#]+)/?", text.strip())
+    if not found:
+        raise ValueError("not the URL of a server; write for example https://minio.example:9000")
+    if "@" in found["host"]:
+        raise ValueError("must not hold credentials; they come from the AWS configuration")
+    return text.strip().rstrip("/")
+
+
 def parse_label(text: str) -> str:
     """A word that can be part of a file name on any system."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", text.strip()):

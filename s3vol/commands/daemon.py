@@ -99,6 +99,8 @@ def _child(work: Callable[[Ready], int], pipe: _Pipe) -> int:
         return FAILED
     finally:
         logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
 
 
 def _close_others(pipe: int) -> None:

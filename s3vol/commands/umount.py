@@ -72,7 +72,7 @@ class _Unmounting:
             self._unmount(given)
             if self._dead:
                 runtime.forget(self._dead)
-                print(f"s3vol: {given}: its process had died; mount the source again to publish what it left")
+                return self._say_left(None)
             return DONE
         try:
             client = Client(self._record.socket, timeout_s=_CONNECT_S)
@@ -89,6 +89,22 @@ class _Unmounting:
             left = self._follow(client, _EXIT_S)
         self._await_exit(_EXIT_S)
         return self._say_left(left)
+
+    def _connected(self, given: str) -> Client:
+        """A connection to a process that answers: one that hangs is found out now, not at the end of a drain."""
+        assert self._record is not None
+        try:
+            client = Client(self._record.socket, timeout_s=_CONNECT_S)
+            try:
+                client.ask("status", timeout_s=_CONNECT_S)
+            except BaseException:
+                client.close()
+                raise
+        except NotServing:
+            raise S3volError(
+                f"{given}: the mount process (pid {self._record.pid}) does not answer; use --force"
+            ) from None
+        return client
 
     def _follow(self, client: Client, slack_s: float) -> tuple[int, int]:
         """Show progress until the answer, at most `slack_s` after the deadline: files and bytes that are left."""
@@ -110,27 +126,28 @@ class _Unmounting:
                 f"{given}: is in use, and still mounted; `fuser -vm {given}` shows by whom, and --force unmounts it"
             ) from None
 
-    def _say_left(self, left: tuple[int, int]) -> int:
-        files, count = left
-        if not files and not count:
+    def _say_left(self, left: tuple[int, int] | None) -> int:
+        """Exit status, and a line when data is left; None: the process could not say how much."""
+        if left == (0, 0):
             return DONE
+        how_much = f"{left[0]} files with {units.format_bytes(left[1])} are" if left else "what was not published is"
         print(
-            f"s3vol: unmounted; {files} files with {units.format_bytes(count)} are not published yet. They are safe in "
-            "the cache directory, and mounting the source again publishes them",
+            f"s3vol: unmounted; {how_much} in the journal of this machine's cache, and mounting the source again "
+            "publishes it",
             file=sys.stderr,
         )
         return LEFT
 
     def forcibly(self) -> int:
         """Unmount whatever the state of the process is."""
-        left = self._drain_briefly() if self._record else (0, 0)
+        left = self._drain_briefly() if self._record else None
         mounts.unmount(self._path, lazy=True)
         if self._record is None:
             if self._mount:
                 mounts.abort(self._mount)
             if self._dead:
                 runtime.forget(self._dead)
-            return DONE
+            return self._say_left(left) if self._dead else DONE
         for number, wait_s in _FORCED_STEPS:
             if number == signal.SIGKILL and self._mount:
                 mounts.abort(self._mount)  # who waits in the kernel for an answer gets an error now
@@ -139,7 +156,7 @@ class _Unmounting:
                 return self._say_left(left)
         raise S3volError(f"{self._path}: unmounted, but pid {self._record.pid} does not end")
 
-    def _drain_briefly(self) -> tuple[int, int]:
+    def _drain_briefly(self) -> tuple[int, int] | None:
         assert self._record is not None
         try:
             with Client(self._record.socket, timeout_s=_CONNECT_S) as client:
@@ -147,7 +164,7 @@ class _Unmounting:
                 return self._follow(client, _CONNECT_S)
         except S3volError as error:
             print(f"s3vol: could not drain: {error}", file=sys.stderr)
-            return (0, 0)
+            return None
 
     def _signalled(self, number: signal.Signals, wait_s: float) -> bool:
         """Send a signal to the mount process, if it is still the one of the record; True when it is gone."""

@@ -101,12 +101,22 @@ def test_hyphens_and_underscores_are_the_same_in_every_place(tmp_path: Path) -> 
         (flags(uid="nobody-of-this-name"), "--uid: 'nobody-of-this-name': no such user on this machine"),
         (flags(uploads="0"), "--uploads: '0': not a positive number"),
         (flags(node="a/b"), "--node: 'a/b': may hold letters, digits, dots, hyphens and underscores only, at most 63"),
+        (
+            flags(endpoint="minio:9000"),
+            "--endpoint: 'minio:9000': not the URL of a server; write for example https://minio.example:9000",
+        ),
         (from_list("alow_other"), "-o alow_other: unknown option; did you mean allow-other?"),
         (from_list("ro=no"), "-o ro: 'no': takes no value"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_place_value_and_way_out(layer: Layer, message: str) -> None:
     assert complaint(layer) == message
+
+
+def test_a_password_in_a_url_is_refused_and_not_repeated() -> None:
+    said = complaint(flags(endpoint="https://me:secret@minio:9000"))
+    assert said.endswith("must not hold credentials; they come from the AWS configuration")
+    assert "secret" not in said
 
 
 def test_an_option_of_a_list_without_its_value_is_named() -> None:

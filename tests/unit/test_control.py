@@ -25,10 +25,12 @@ from s3vol.runtime import Record
 @contextlib.asynccontextmanager
 async def served(path: Path, **operations: Operation) -> AsyncIterator[None]:
     """A control server at `path` for the time of the block."""
+    stop = trio.Event()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(control.serve, control.listen(path), operations)
+        nursery.start_soon(control.serve, control.listen(path), operations, stop)
         yield
-        nursery.cancel_scope.cancel()
+        stop.set()
+        nursery.cancel_scope.deadline = trio.current_time() + 5
 
 
 def ask(path: Path, op: str, **arguments: Any) -> list[Mapping[str, Any]]:
@@ -141,6 +143,26 @@ async def test_a_client_that_goes_away_is_noticed_and_does_not_cancel_the_work(t
         with trio.fail_after(5):
             await finished.wait()
         assert await trio.to_thread.run_sync(lambda: ask(tmp_path / "s", "echo"))
+
+
+async def test_a_server_that_stops_still_answers_what_it_was_asked(tmp_path: Path) -> None:
+    asked, stop = trio.Event(), trio.Event()
+    answers: list[Mapping[str, Any]] = []
+
+    async def work(request: Mapping[str, Any], peer: Peer) -> Mapping[str, Any]:
+        asked.set()
+        await stop.wait()
+        return {"left": 3}
+
+    async def client() -> None:
+        answers.extend(await trio.to_thread.run_sync(lambda: ask(tmp_path / "s", "work")))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(control.serve, control.listen(tmp_path / "s"), {"work": work}, stop)
+        nursery.start_soon(client)
+        await asked.wait()
+        stop.set()
+    assert answers == [{"event": "done", "left": 3}]
 
 
 async def test_requests_on_one_connection_are_answered_in_order(tmp_path: Path) -> None:

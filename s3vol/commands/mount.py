@@ -1,0 +1,22 @@
+"""`s3vol mount`: the plan, and the process that serves it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from s3vol.commands import daemon
+from s3vol.commands.plan import make_plan, warnings
+from s3vol.commands.serve import serve
+
+
+def run(args: argparse.Namespace) -> int:
+    """Mount; returns when the mount serves, in the foreground when it has ended (3: data is left in the journal)."""
+    plan = make_plan(args)
+    for line in warnings(plan):
+        print(f"s3vol: warning: {line}", file=sys.stderr)
+    if args.dry_run:
+        return 0
+    if args.foreground:
+        return daemon.in_foreground(lambda ready: serve(plan, ready, foreground=True))
+    return daemon.in_background(lambda ready: serve(plan, ready, foreground=False))
