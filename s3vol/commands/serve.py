@@ -20,10 +20,12 @@ import trio
 
 from s3vol import __version__, control, logs, runtime
 from s3vol.cache.base import ContentCache
+from s3vol.cache.chunkcache import ChunkCache
 from s3vol.commands.daemon import Ready
 from s3vol.commands.plan import Plan, cache_settings, fs_settings, store_settings
 from s3vol.errors import S3volError, UsageError
 from s3vol.fs.base import FileSystem
+from s3vol.fs.filesystem import S3Fs
 from s3vol.status import endpoint_values
 from s3vol.store.base import Store
 from s3vol.store.edge import first_error
@@ -102,7 +104,7 @@ async def _serve(plan: Plan, ready: Ready, foreground: bool) -> int:
         _begin_log(plan, file)
         log.info("s3vol %s, %s at %s: %s", __version__, store.url, endpoint, store.capabilities)
         sender, events = trio.open_memory_channel[Event](EVENTS)
-        async with sender, events, _volume(plan, store, endpoint, sender, health) as (cache, fs):
+        async with sender, events, _opened_volume(plan, store, endpoint, sender, health) as (cache, fs):
             session = Session(fs, plan.point, drain_timeout_s=plan.options.drain_timeout)
             record = _record(plan, file)
             life = _Life(plan, record, store, endpoint, cache, fs, session, health)
@@ -125,6 +127,23 @@ async def _opened_store(plan: Plan, health: Health) -> AsyncIterator[tuple[Store
         yield store, endpoint
     finally:
         await store.aclose()
+
+
+@contextlib.asynccontextmanager
+async def _opened_volume(
+    plan: Plan, store: Store, endpoint: str, events: trio.MemorySendChannel[Event], health: Health
+) -> AsyncIterator[tuple[ContentCache, FileSystem]]:
+    """Cache (journal replayed) and file system, with what they do in the background."""
+    settings = cache_settings(plan.options, plan.cache_directory(endpoint))
+    volume = f"{plan.source.url} at {endpoint}"
+    async with ChunkCache.open(store, settings, volume=volume, events=events, health=health) as cache:
+        fs = S3Fs(store, cache, fs_settings(plan.options), events, health)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(cache.serve)
+            await fs.start()
+            nursery.start_soon(fs.run)
+            yield cache, fs
+            nursery.cancel_scope.cancel()
 
 
 def _check_able(plan: Plan, store: Store) -> None:

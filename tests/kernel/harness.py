@@ -35,6 +35,7 @@ def environment_for(folder: Path, extra: Mapping[str, str]) -> dict[str, str]:
         "XDG_CONFIG_HOME": str(folder / "config"),
         "XDG_CACHE_HOME": str(folder / "home/.cache"),
         "S3VOL_RUNTIME_DIR": str(folder / "run"),
+        "S3VOL_CACHE_DIR": str(folder / "cache"),
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
@@ -85,8 +86,6 @@ class Node:
         """Mount `source` on a directory of this name; returns when it serves. `preexec` runs in the new process."""
         path = self.folder / name
         path.mkdir(exist_ok=True)
-        if "--cache-dir" not in options:
-            options = (*options, "--cache-dir", str(self.folder / "cache"))
         mounted = Mounted(self, source, path, options, {**self.environment, **(environment or {})}, preexec)
         self._mounted.append(mounted)
         mounted.await_serving()
