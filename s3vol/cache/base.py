@@ -153,8 +153,13 @@ class ContentCache(Protocol):
         """Set the length; growing makes a hole that reads as zeros."""
         ...
 
-    def set_metadata(self, content: Content, metadata: Mapping[str, str]) -> None:
-        """Replace the metadata (without nonce); makes the content DIRTY if it differs. No await."""
+    def set_metadata(self, content: Content, metadata: Mapping[str, str], *, explicit_times: bool = False) -> None:
+        """Replace the metadata (without nonce); makes the content DIRTY if it differs. No await.
+
+        A file that was streamed while it was written is published without `mtime` and `ctime` (Last-Modified stands for
+        them, and `metadata` says so afterwards), unless `explicit_times` was given: a program set them.
+        Raises PosixError(ESTALE) when CONFLICTED.
+        """
         ...
 
     async def sync(self, content: Content) -> None:
@@ -178,16 +183,27 @@ class ContentCache(Protocol):
         ...
 
     async def move(self, content: Content, key: str, base: Version | None) -> None:
-        """Rename a content that was never published (base None): it will be published at `key`. Journaled on return
-        when it had been synced before."""
+        """Rename a content that was never published: it will be published at `key`, replacing `base` there (None: must
+        be absent). Journaled on return when it had been synced before. Waits for a publish that is at work.
+
+        Raises PreconditionFailed when that published it under the old key: rename the object instead.
+        """
         ...
 
     def rekey(self, content: Content, info: ObjectInfo) -> None:
-        """This CLEAN content's object was copied on the server: its bytes are `info.key`, `info.version` now."""
+        """This CLEAN content's object was copied on the server: its bytes are `info.key`, `info.version` now. No await.
+
+        Raises PosixError(EBUSY) while it is being published.
+        """
         ...
 
-    def discard(self, content: Content) -> None:
-        """The name is gone: never publish, abort uploads, forget in the journal. Readers with a reference read on."""
+    async def discard(self, content: Content) -> None:
+        """The name is going to be deleted: never publish, abort uploads, forget in the journal. Readers with a
+        reference read on.
+
+        To be called before the DELETE: returns when no request of ours can make the object appear any more. A publish
+        that is at work is stopped between two requests, or waited for. If this raises, nothing was discarded.
+        """
         ...
 
     def is_local(self, content: Content) -> bool:

@@ -1,0 +1,333 @@
+"""The cache directory: the only code that touches it (but for SQLite's own files).
+
+Layout: `lock` (flock, holds the pid of the user), `journal.db`, `data/<content id in hex>` one sparse file per content,
+`quarantine/` what a corrupt journal record leaves behind. Mode 0700; a directory of another user, or one that holds
+something else, is refused. No symbolic link is followed inside.
+
+Theory of operation. Reads try `preadv(RWF_NOWAIT)` on the event loop: 1 µs when the bytes are in the page cache, and an
+honest "would block" otherwise, upon which a thread reads. tmpfs does not know the flag and never blocks. Writes go to
+the page cache on the loop in pieces of at most 1 MiB. Only what waits for the device is sent to a thread: fdatasync,
+cold reads. Descriptors are kept in a bounded LRU; a pinned one is never closed, so that a number cannot come to
+mean another file under a thread.
+
+Blocks are counted by `st_blocks` of each file (0.8 µs), which is what the cap is about; holes cost nothing.
+
+Rejected: one file per chunk (a rename and a directory entry per MiB, no punching), O_DIRECT (aligned buffers from
+Python, and the page cache is the point), mmap (a full disk is SIGBUS).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import resource
+import stat
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from s3vol.errors import Corrupt, NoSpace, PosixError, S3volError, UsageError
+from s3vol.store.base import Buffer
+from s3vol.types import MIB
+
+PIECE_BYTES = MIB  # at most this much is copied to the page cache without giving the event loop a turn
+_FALLOC_KEEP_SIZE = 1  # linux/falloc.h
+_FALLOC_PUNCH_HOLE = 2
+_OURS = {"lock", "journal.db", "journal.db-wal", "journal.db-shm", "journal.db-journal", "data", "quarantine"}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc.syncfs.argtypes = [ctypes.c_int]
+
+
+def boot_id() -> str:
+    """Changes with each boot of the kernel; "" when unknown."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _translate(error: OSError, what: str) -> S3volError:
+    if error.errno in _FULL:
+        return NoSpace(f"{what}: {error.strerror}")
+    return PosixError(error.errno or errno.EIO, what)
+
+
+def _fallocate(fd: int, mode: int, start: int, length: int) -> None:
+    if _libc.fallocate(fd, mode, start, length) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+class CacheDirectory:
+    """The locked directory. Blocking; made and closed in a thread."""
+
+    def __init__(self, path: Path) -> None:
+        """Create it if needed, check it and lock it. Raises UsageError naming the directory and the way out."""
+        self.path = path
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise UsageError(f"cache directory {path}: {error.strerror}; use another --cache-dir") from None
+        try:
+            self._check()
+            self._lock_fd = self._lock()
+            for name in ("data", "quarantine"):
+                if name not in os.listdir(self.fd):
+                    os.mkdir(name, 0o700, dir_fd=self.fd)
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            self.data_fd = os.open("data", flags, dir_fd=self.fd)
+            self.quarantine_fd = os.open("quarantine", flags, dir_fd=self.fd)
+            os.fsync(self.fd)
+        except OSError as error:
+            os.close(self.fd)
+            raise UsageError(f"cache directory {path}: {error.strerror}; use another --cache-dir") from None
+        except UsageError:
+            os.close(self.fd)
+            raise
+
+    def _check(self) -> None:
+        info = os.fstat(self.fd)
+        if info.st_uid != os.geteuid():
+            raise UsageError(f"cache directory {self.path} belongs to uid {info.st_uid}; use another --cache-dir")
+        foreign = set(os.listdir(self.fd)) - _OURS
+        if foreign:
+            raise UsageError(
+                f"cache directory {self.path} is no cache of s3vol (it holds {min(foreign)!r}); use another --cache-dir"
+            )
+        if stat.S_IMODE(info.st_mode) != 0o700:
+            os.fchmod(self.fd, 0o700)
+
+    def _lock(self) -> int:
+        fd = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(fd)
+            raise UsageError(
+                f"cache directory {self.path} is in use by process {holder}; stop it or use another --cache-dir"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        return fd
+
+    def sync_file_system(self) -> None:
+        """Force everything below to the disk (syncfs)."""
+        if _libc.syncfs(self.fd) != 0:
+            raise _translate(OSError(ctypes.get_errno(), "syncfs"), str(self.path))
+
+    def free_bytes(self) -> int:
+        """What a user may still write to this disk. About 1 µs."""
+        info = os.fstatvfs(self.fd)
+        return info.f_bavail * info.f_frsize
+
+    def close(self) -> None:
+        """Unlock."""
+        for fd in (self._lock_fd, self.data_fd, self.quarantine_fd, self.fd):
+            os.close(fd)
+
+
+@dataclass(slots=True)
+class _Open:
+    fd: int
+    pins: int = 0
+    doomed: bool = False  # removed while pinned: closed by the last user
+
+
+class DataFiles:
+    """The data files by content id. Offsets and lengths in bytes. `used_bytes` is what they allocate together."""
+
+    def __init__(self, directory: CacheDirectory, found: dict[int, int]) -> None:
+        """`found`: allocated bytes of the files that are there, by id."""
+        self._dir = directory
+        self._blocks = dict(found)
+        self.used_bytes = sum(found.values())
+        self._open: OrderedDict[int, _Open] = OrderedDict()
+        self._limit = max(64, min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+        self._nowait: int | None = os.RWF_NOWAIT
+        self._threads = trio.CapacityLimiter(16)
+        self._unsynced_names: set[int] = set()
+
+    def exists(self, content_id: int) -> bool:
+        """True when the content has a data file."""
+        return content_id in self._blocks
+
+    def allocated_bytes(self, content_id: int) -> int:
+        """What the file takes on the disk."""
+        return self._blocks.get(content_id, 0)
+
+    @contextmanager
+    def _pin(self, content_id: int) -> Iterator[int]:
+        entry = self._open.get(content_id)
+        if entry is None:
+            entry = self._open_file(content_id)
+        else:
+            self._open.move_to_end(content_id)
+        entry.pins += 1
+        try:
+            yield entry.fd
+        finally:
+            entry.pins -= 1
+            if entry.doomed and entry.pins == 0:
+                os.close(entry.fd)
+
+    def _open_file(self, content_id: int) -> _Open:
+        known = content_id in self._blocks
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (0 if known else os.O_CREAT | os.O_EXCL)
+        try:
+            entry = _Open(os.open(f"{content_id:x}", flags, 0o600, dir_fd=self._dir.data_fd))
+        except FileNotFoundError:
+            raise Corrupt(f"{self._dir.path}/data/{content_id:x} is gone: was the cache directory cleaned?") from None
+        except OSError as error:
+            raise _translate(error, f"{self._dir.path}/data/{content_id:x}") from None
+        if not known:
+            self._blocks[content_id] = 0
+            self._unsynced_names.add(content_id)
+        self._open[content_id] = entry
+        if len(self._open) > self._limit:
+            self._close_oldest()
+        return entry
+
+    def _close_oldest(self) -> None:
+        newest = next(reversed(self._open))
+        for content_id, entry in self._open.items():
+            if entry.pins == 0 and content_id != newest:
+                os.close(entry.fd)
+                del self._open[content_id]
+                return
+
+    def _count(self, content_id: int, fd: int) -> None:
+        now = os.fstat(fd).st_blocks * 512
+        self.used_bytes += now - self._blocks[content_id]
+        self._blocks[content_id] = now
+
+    def read_now(self, content_id: int, start: int, length: int) -> bytearray | None:
+        """The bytes, zeros beyond the end of the file, or None when reading would block. No await."""
+        data = bytearray(length)
+        if content_id not in self._blocks:
+            return data
+        with self._pin(content_id) as fd:
+            try:
+                got = os.preadv(fd, [data], start, self._nowait or 0)
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                if error.errno != errno.EOPNOTSUPP or self._nowait is None:
+                    raise _translate(error, "cache disk, read") from None
+                self._nowait = None
+                got = os.preadv(fd, [data], start)
+            if got < length and start + got < os.fstat(fd).st_size:
+                return None
+        return data
+
+    async def read(self, content_id: int, start: int, length: int) -> bytearray:
+        """The bytes, zeros beyond the end of the file; in a thread if that would block."""
+        data = self.read_now(content_id, start, length)
+        if data is not None:
+            return data
+        buffer = bytearray(length)
+        with self._pin(content_id) as fd:
+            await trio.to_thread.run_sync(_read_fully, fd, memoryview(buffer), start, limiter=self._threads)
+        return buffer
+
+    def write(self, content_id: int, start: int, data: Buffer) -> None:
+        """Write all of `data` into the page cache, or raise NoSpace with nothing usable written. No await."""
+        view = memoryview(data)
+        with self._pin(content_id) as fd:
+            done = 0
+            try:
+                while done < len(view):
+                    done += os.pwrite(fd, view[done : done + PIECE_BYTES], start + done)
+            except OSError as error:
+                raise _translate(error, "cache disk, write") from None
+            finally:
+                self._count(content_id, fd)
+
+    def reserve(self, content_id: int, start: int, length: int) -> None:
+        """Allocate blocks for the range, so that a write to it cannot meet a full disk. Raises NoSpace. No await."""
+        with self._pin(content_id) as fd:
+            try:
+                _fallocate(fd, _FALLOC_KEEP_SIZE, start, length)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                    raise _translate(error, "cache disk, reserve") from None
+            finally:
+                self._count(content_id, fd)
+
+    def punch(self, content_id: int, start: int, end: int) -> None:
+        """Make the range a hole: it reads as zeros and takes no blocks. No await."""
+        with self._pin(content_id) as fd:
+            try:
+                _fallocate(fd, _FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE, start, end - start)
+            except OSError as error:
+                raise _translate(error, "cache disk, punch") from None
+            finally:
+                self._count(content_id, fd)
+
+    def cut(self, content_id: int, size: int) -> None:
+        """Drop everything beyond `size`. No await."""
+        if content_id not in self._blocks:
+            return
+        with self._pin(content_id) as fd:
+            try:
+                if os.fstat(fd).st_size > size:
+                    os.ftruncate(fd, size)
+            except OSError as error:
+                raise _translate(error, "cache disk, truncate") from None
+            finally:
+                self._count(content_id, fd)
+
+    async def flush(self, content_id: int) -> None:
+        """fdatasync of the file, and fsync of the directory if its name may not be on the disk yet."""
+        try:
+            with self._pin(content_id) as fd:
+                await trio.to_thread.run_sync(os.fdatasync, fd, limiter=self._threads)
+            if content_id in self._unsynced_names:
+                names = set(self._unsynced_names)  # made before the fsync begins
+                await trio.to_thread.run_sync(os.fsync, self._dir.data_fd, limiter=self._threads)
+                self._unsynced_names -= names
+        except OSError as error:
+            raise _translate(error, "cache disk, fdatasync") from None
+
+    def remove(self, content_id: int) -> None:
+        """Delete the file. A thread that still reads it keeps its descriptor until it is done. No await."""
+        if content_id not in self._blocks:
+            return
+        entry = self._open.pop(content_id, None)
+        if entry is not None and entry.pins:
+            entry.doomed = True
+        elif entry is not None:
+            os.close(entry.fd)
+        self._unsynced_names.discard(content_id)
+        self.used_bytes -= self._blocks.pop(content_id)
+        try:
+            os.unlink(f"{content_id:x}", dir_fd=self._dir.data_fd)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _translate(error, "cache disk, unlink") from None
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        for entry in self._open.values():
+            os.close(entry.fd)
+        self._open.clear()
+
+
+def _read_fully(fd: int, view: memoryview, start: int) -> None:
+    done = 0
+    while done < len(view):
+        got = os.preadv(fd, [view[done:]], start + done)
+        if got == 0:
+            return
+        done += got

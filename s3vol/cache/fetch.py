@@ -1,0 +1,188 @@
+"""Fetcher: brings absent bytes from the bucket to the disk; one request per chunk, whoever asks.
+
+Theory of operation. `ensure` looks which chunks of a range are absent, claims those that nobody fetches yet (no
+`await` between look and claim), gets them in runs of up to 8 MiB in parallel, and waits for those that others fetch.
+Whoever waited looks again: if the other one failed or was cancelled, it fetches them itself. So nothing has to be
+handed over on cancellation, and an error is raised to each caller from a request of its own.
+
+Every GET carries If-Match. If the content has another base when the answer arrives (a publish finished, the object
+was renamed), the answer is thrown away and the look repeated. What arrives is written only into gaps that are there
+now, with no `await` between look and pwrite: a write that came first stays.
+
+While a publish is at work the object may already be the new one although we have not seen the reply: a failed
+If-Match then waits for the publish before it means anything.
+
+When the disk has no room even after eviction, `read_through` serves the bytes from memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from s3vol.cache.base import CacheSettings
+from s3vol.cache.budget import ByteBudget
+from s3vol.cache.content import CachedContent
+from s3vol.cache.disk import PIECE_BYTES, DataFiles
+from s3vol.cache.extents import Range
+from s3vol.cache.space import Space
+from s3vol.cache.tasks import run_all
+from s3vol.errors import Corrupt, NotFound, PreconditionFailed
+from s3vol.store.base import Buffer, Store
+from s3vol.types import CHUNK_BYTES, MIB, Health
+
+RUN_BYTES = 8 * MIB
+_RUN_CHUNKS = RUN_BYTES // CHUNK_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Chunks first to last, claimed by one fetch."""
+
+    first: int
+    last: int
+    over: trio.Event
+
+
+class Fetcher:
+    """Of one cache. Raises what the store raises; PreconditionFailed when the version is gone; NoSpace."""
+
+    def __init__(
+        self,
+        store: Store,
+        files: DataFiles,
+        space: Space,
+        budget: ByteBudget,
+        settings: CacheSettings,
+        health: Health,
+    ) -> None:
+        self._store = store
+        self._files = files
+        self._space = space
+        self._budget = budget
+        self._health = health
+        self._downloads = trio.Semaphore(settings.downloads)
+
+    async def ensure(self, content: CachedContent, start: int, end: int, *, publishing: bool = False) -> None:
+        """Return when the range was present at a moment after the call. `publishing`: the caller is the publisher."""
+        while missing := content.absent(start, end):
+            runs, busy = self._claim(content, missing)
+            if not runs and busy is not None:
+                await busy.wait()
+                continue
+            try:
+                await run_all([partial(self._fetch, content, run, publishing) for run in runs])
+            finally:
+                for run in runs:
+                    _release(content, run)
+
+    def _claim(self, content: CachedContent, missing: list[Range]) -> tuple[list[_Run], trio.Event | None]:
+        """Claim the chunks that nobody fetches; the event is that of one that somebody does. No await."""
+        runs: list[_Run] = []
+        busy: trio.Event | None = None
+        wanted: list[int] = []
+        for start, end in missing:
+            for index in range(start // CHUNK_BYTES, (end - 1) // CHUNK_BYTES + 1):
+                if index in content.fetching:
+                    busy = content.fetching[index]
+                elif not wanted or wanted[-1] != index:
+                    wanted.append(index)
+        at = 0
+        while at < len(wanted):
+            stop = at + 1
+            while stop < len(wanted) and wanted[stop] == wanted[stop - 1] + 1 and stop - at < _RUN_CHUNKS:
+                stop += 1
+            run = _Run(wanted[at], wanted[stop - 1], trio.Event())
+            for index in wanted[at:stop]:
+                content.fetching[index] = run.over
+            runs.append(run)
+            at = stop
+        return runs, busy
+
+    async def _fetch(self, content: CachedContent, run: _Run, publishing: bool) -> None:
+        start = run.first * CHUNK_BYTES
+        end = min((run.last + 1) * CHUNK_BYTES, content.base_limit)
+        try:
+            if start < end:
+                await self._space.make_room(end - start)
+                async with self._downloads, self._budget.hold(end - start):
+                    body = await self.get(content, start, end, publishing=publishing)
+                    if body is not None:
+                        await self._fill(content, start, body)
+        finally:
+            _release(content, run)
+
+    async def get(self, content: CachedContent, start: int, end: int, *, publishing: bool) -> Buffer | None:
+        """These bytes of the base, or None when the base changed meanwhile. Takes no budget."""
+        key, base = content.key, content.base
+        if base is None:
+            return None
+        try:
+            body = await self._store.get(key, start, end - start, if_match=base.etag)
+        except (PreconditionFailed, NotFound) as error:
+            if content.key == key and content.base is base and not publishing and content.publish_lock.locked():
+                async with content.publish_lock:
+                    pass
+            if content.key != key or content.base is not base:
+                return None
+            raise PreconditionFailed(f"{key}: the version that is being read is gone from the bucket") from error
+        if content.key != key or content.base is not base:
+            return None
+        if len(body) != end - start:
+            raise Corrupt(f"{key}: {len(body)} bytes from offset {start} instead of {end - start} under the same ETag")
+        self._health.count("fetched_bytes", len(body))
+        return body
+
+    async def _fill(self, content: CachedContent, start: int, body: Buffer) -> None:
+        view = memoryview(body)
+        base = content.base
+        for at in range(0, len(view), PIECE_BYTES):
+            if at:
+                await trio.lowlevel.checkpoint()
+            if content.base is not base or content.dropped:
+                return
+            piece_end = start + min(at + PIECE_BYTES, len(view))
+            for low, high in content.absent(start + at, piece_end):
+                self._files.write(content.id, low, view[low - start : high - start])
+                content.filled(low, high)
+                for index in range(low // CHUNK_BYTES, (high - 1) // CHUNK_BYTES + 1):
+                    self._space.lru.use(content, index)
+
+    async def read_through(
+        self, content: CachedContent, start: int, length: int, *, publishing: bool = False
+    ) -> bytearray:
+        """The bytes without keeping them: for a disk that has no room."""
+        while True:
+            base = content.base
+            end = min(start + length, content.size)
+            fetched: list[tuple[int, Buffer]] = []
+            for low, high in content.absent(start, end):
+                async with self._downloads, self._budget.hold(high - low):
+                    body = await self.get(content, low, high, publishing=publishing)
+                if body is None:
+                    break
+                fetched.append((low, body))
+            result = await self._files.read(content.id, start, max(0, end - start))
+            if content.base is base and _overlay(result, start, content.absent(start, end), fetched):
+                return result
+
+
+def _overlay(result: bytearray, start: int, gaps: list[Range], fetched: list[tuple[int, Buffer]]) -> bool:
+    """Put fetched bytes over what is absent on the disk; False when something is missing."""
+    for low, high in gaps:
+        for at, body in fetched:
+            if at <= low and high <= at + len(body):
+                result[low - start : high - start] = memoryview(body)[low - at : high - at]
+                break
+        else:
+            return False
+    return True
+
+
+def _release(content: CachedContent, run: _Run) -> None:
+    for index in range(run.first, run.last + 1):
+        if content.fetching.get(index) is run.over:
+            del content.fetching[index]
+    run.over.set()

@@ -1,0 +1,425 @@
+"""The journal: SQLite in WAL mode, written by one thread that groups commits.
+
+Theory of operation. A caller hands over statements, which are applied in the order in which they were handed over.
+The thread takes everything that has queued up while the last commit ran and commits it as one transaction. A
+*durable* job is answered after a commit with synchronous=FULL (the WAL is fsync'ed, with all that was committed
+before it); a lazy one is committed with synchronous=NORMAL: it survives the death of the process at once, and a power
+failure with the next durable commit. Waiters share a commit, so a hundred callers of fsync cost about one.
+
+When a commit fails (disk full), those who wait get the error and their statements are dropped; statements nobody
+waits for are kept and go first in the next transaction, so that the order of what is applied never has holes.
+
+Safe against: SIGKILL at any moment (WAL), power failure (FULL commits, after fdatasync of the data), a torn or
+foreign file (UsageError), a damaged record (its check value is wrong: moved to the table `quarantine`, never skipped
+silently).
+
+Rejected: SQLite on the event loop (an fsync takes milliseconds), a connection per caller (one writer anyway, and lock
+waits), an own log format (recovery code of one's own is where data gets lost).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import sqlite3
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from s3vol.cache.extents import Range
+from s3vol.errors import Corrupt, NoSpace, S3volError, UsageError
+from s3vol.types import Version
+
+SCHEMA_VERSION = 1
+
+SCHEMA = """
+-- One fact per name: schema, volume (URL), cache (random id, in every nonce), opened (how often), boot (kernel boot id
+-- of the last open), shutdown ('clean' or 'running'), commits (touched by each durable commit, so that it writes).
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+-- One row per content that is worth remembering: DIRTY ones as of their last sync, CLEAN ones that have clean chunks.
+-- base_limit: bytes from here on are not in the base object. derived: the content began as a version of this object.
+-- attempt: the last number used in a nonce when this row was made. attempts: JSON, number to ETag where known.
+-- crc: CRC-32 of the other columns, see `_crc`.
+CREATE TABLE content (
+  id INTEGER PRIMARY KEY, key TEXT NOT NULL, base_etag TEXT, base_nonce TEXT, derived INTEGER NOT NULL,
+  base_limit INTEGER NOT NULL, size INTEGER NOT NULL, metadata TEXT NOT NULL, content_type TEXT NOT NULL,
+  state TEXT NOT NULL, attempt INTEGER NOT NULL, attempts TEXT NOT NULL, explicit_times INTEGER NOT NULL,
+  crc INTEGER NOT NULL);
+-- Dirty bytes that are in the data file, fdatasync'ed before the row was committed. Append-only between publishes; the
+-- union counts. Bytes beyond the content's size count for nothing.
+CREATE TABLE extent (content INTEGER NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL, crc INTEGER NOT NULL);
+CREATE INDEX extent_content ON extent (content);
+-- Chunks of 1 MiB whose bytes in the data file are those of the base. Removed before the first write or punch. Believed
+-- after SIGKILL (the page cache survives) and after a clean shutdown (syncfs), not after a power failure (boot id).
+CREATE TABLE clean (content INTEGER NOT NULL, chunk INTEGER NOT NULL, PRIMARY KEY (content, chunk)) WITHOUT ROWID;
+-- Multipart uploads that were begun and neither completed nor aborted; aborted at the next start.
+CREATE TABLE upload (id TEXT PRIMARY KEY, key TEXT NOT NULL) WITHOUT ROWID;
+-- Small tables of the file system.
+CREATE TABLE note (kind TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (kind, name)) WITHOUT ROWID;
+-- Records that could not be believed, as JSON; the data file is in the directory of the same name.
+CREATE TABLE quarantine (content INTEGER NOT NULL, reason TEXT NOT NULL, record TEXT NOT NULL, at TEXT NOT NULL);
+"""
+
+Statement = tuple[str, tuple[Any, ...]]
+_GROUP_MAX = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A content as the journal remembers it."""
+
+    id: int
+    key: str
+    base: Version | None
+    derived: bool
+    base_limit: int
+    size: int
+    metadata: Mapping[str, str]
+    content_type: str
+    state: str
+    attempt: int
+    attempts: Mapping[int, str]
+    explicit_times: bool
+
+
+@dataclass(slots=True)
+class Loaded:
+    """What the journal brought back."""
+
+    cache_id: str = ""
+    first_content_id: int = 0
+    rows: dict[int, Row] = field(default_factory=dict)
+    extents: dict[int, list[Range]] = field(default_factory=dict)
+    clean: dict[int, list[int]] = field(default_factory=dict)
+    uploads: list[tuple[str, str]] = field(default_factory=list)  # id, key
+    notes: dict[str, dict[str, str]] = field(default_factory=dict)
+    quarantined: list[int] = field(default_factory=list)  # content ids found bad now
+    quarantined_before: int = 0
+
+
+def _crc(*values: object) -> int:
+    return zlib.crc32(repr(values).encode())
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _values(row: Row) -> tuple[Any, ...]:
+    return (
+        row.id, row.key, row.base.etag if row.base else None, row.base.nonce if row.base else None, int(row.derived),
+        row.base_limit, row.size, json.dumps(dict(row.metadata)), row.content_type, row.state, row.attempt,
+        json.dumps({str(number): etag for number, etag in row.attempts.items()}), int(row.explicit_times),
+    )  # fmt: skip
+
+
+def save_content(row: Row) -> list[Statement]:
+    """Write or replace a content's row."""
+    values = _values(row)
+    return [("INSERT OR REPLACE INTO content VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)", (*values, _crc(*values)))]
+
+
+def add_extents(content_id: int, ranges: Iterable[Range]) -> list[Statement]:
+    """These bytes are dirty and on the disk."""
+    return [
+        ("INSERT INTO extent VALUES (?,?,?,?)", (content_id, low, high, _crc(content_id, low, high)))
+        for low, high in ranges
+    ]
+
+
+def replace_extents(content_id: int, ranges: Iterable[Range]) -> list[Statement]:
+    """Exactly these bytes are dirty and on the disk."""
+    return [("DELETE FROM extent WHERE content=?", (content_id,)), *add_extents(content_id, ranges)]
+
+
+def drop_content(content_id: int) -> list[Statement]:
+    """Forget all about a content."""
+    return [(f"DELETE FROM {table} WHERE {name}=?", (content_id,)) for table, name in _OF_CONTENT]
+
+
+_OF_CONTENT = (("content", "id"), ("extent", "content"), ("clean", "content"))
+
+
+def quarantine_content(content_id: int, reason: str) -> list[Statement]:
+    """Remember that a content's record was given up, and why."""
+    sql = "INSERT INTO quarantine SELECT id, ?, json_array(key, base_etag, size, metadata), ? FROM content WHERE id=?"
+    return [(sql, (reason, _now(), content_id))]
+
+
+def add_clean(content_id: int, chunks: Iterable[int]) -> list[Statement]:
+    """These chunks are as in the base."""
+    return [("INSERT OR IGNORE INTO clean VALUES (?,?)", (content_id, chunk)) for chunk in chunks]
+
+
+def drop_clean(content_id: int, chunks: Iterable[int]) -> list[Statement]:
+    """These chunks are going to be changed or punched."""
+    return [("DELETE FROM clean WHERE content=? AND chunk=?", (content_id, chunk)) for chunk in chunks]
+
+
+def add_upload(upload_id: str, key: str) -> list[Statement]:
+    """A multipart upload was begun."""
+    return [("INSERT OR REPLACE INTO upload VALUES (?,?)", (upload_id, key))]
+
+
+def drop_upload(upload_id: str) -> list[Statement]:
+    """A multipart upload is completed or aborted."""
+    return [("DELETE FROM upload WHERE id=?", (upload_id,))]
+
+
+def set_note(kind: str, name: str, value: str | None) -> list[Statement]:
+    """Set or (None) remove a note."""
+    if value is None:
+        return [("DELETE FROM note WHERE kind=? AND name=?", (kind, name))]
+    return [("INSERT OR REPLACE INTO note VALUES (?,?,?)", (kind, name, value))]
+
+
+@dataclass(slots=True)
+class _Job:
+    statements: Sequence[Statement]
+    durable: bool
+    done: Callable[[S3volError | None], None] | None  # called in the thread
+
+
+class Journal:
+    """One open journal. `commit` and `enqueue` run on the event loop, `open`, `load` and `close` block."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._kept: list[Statement] = []
+        self._durable = False
+        self._thread = threading.Thread(target=self._run, name="s3vol-journal", daemon=True)
+
+    @classmethod
+    def open(cls, path: Path, volume: str, new_cache_id: str, boot: str) -> tuple[Journal, Loaded]:
+        """Open or make it, load everything and start the thread. Raises UsageError with the way out."""
+        try:
+            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            try:
+                journal = cls(connection, path)
+                loaded = journal._prepare(volume, new_cache_id, boot)
+            except BaseException:
+                connection.close()
+                raise
+        except sqlite3.Error as error:
+            raise UsageError(
+                f"journal {path} is damaged ({error}); move its directory aside to keep unpublished data, "
+                "or use another --cache-dir"
+            ) from None
+        journal._thread.start()
+        return journal, loaded
+
+    # Opening
+
+    def _prepare(self, volume: str, new_cache_id: str, boot: str) -> Loaded:
+        run = self._connection.execute
+        run("PRAGMA locking_mode=EXCLUSIVE")  # no -shm file; the directory is locked anyway
+        run("PRAGMA journal_mode=WAL")
+        run("PRAGMA synchronous=FULL")
+        self._durable = True
+        if not run("SELECT 1 FROM sqlite_master WHERE name='meta'").fetchone():
+            self._create(volume, new_cache_id)
+        (verdict,) = run("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(str(verdict).splitlines()[-1])
+        meta = dict(run("SELECT name, value FROM meta").fetchall())
+        self._check(meta, volume)
+        run("BEGIN IMMEDIATE")
+        if meta.get("shutdown") != "clean" and (not boot or meta.get("boot") != boot):
+            run("DELETE FROM clean")
+        opened = int(meta.get("opened", "0")) + 1
+        run("UPDATE meta SET value=? WHERE name='opened'", (str(opened),))
+        run("UPDATE meta SET value=? WHERE name='boot'", (boot,))
+        run("UPDATE meta SET value='running' WHERE name='shutdown'")
+        loaded = self._load()
+        loaded.cache_id = meta["cache"]
+        loaded.first_content_id = opened << 32  # numbers are never used twice: 4 billion per opening
+        run("COMMIT")
+        return loaded
+
+    def _create(self, volume: str, cache_id: str) -> None:
+        facts = {
+            "schema": str(SCHEMA_VERSION), "volume": volume, "cache": cache_id, "opened": "0", "boot": "",
+            "shutdown": "clean", "commits": "0",
+        }  # fmt: skip
+        self._connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
+        self._connection.executemany("INSERT INTO meta VALUES (?,?)", facts.items())
+        self._connection.execute("COMMIT")
+
+    def _check(self, meta: Mapping[str, str], volume: str) -> None:
+        schema = meta.get("schema", "")
+        if not schema.isdecimal() or "cache" not in meta:
+            raise sqlite3.DatabaseError("it does not say what it is")
+        if int(schema) > SCHEMA_VERSION:
+            raise UsageError(
+                f"journal {self._path} was written by a newer s3vol (schema {schema}); "
+                "upgrade, or use another --cache-dir"
+            )
+        if meta.get("volume") != volume:
+            raise UsageError(
+                f"cache of another volume: {self._path.parent} belongs to {meta.get('volume')}, not {volume}; "
+                "use another --cache-dir"
+            )
+
+    def _load(self) -> Loaded:
+        """Everything; records that do not check are moved to `quarantine`, whole contents at a time."""
+        run = self._connection.execute
+        loaded = Loaded()
+        (loaded.quarantined_before,) = run("SELECT count(DISTINCT content) FROM quarantine").fetchone()
+        bad: dict[int, str] = {}
+        for record in run("SELECT * FROM content").fetchall():
+            try:
+                loaded.rows[record[0]] = _parse_row(record)
+            except (ValueError, TypeError, AttributeError, KeyError) as error:
+                bad[record[0]] = f"content: {error}"
+        for content_id, low, high, crc in run("SELECT content, start, stop, crc FROM extent").fetchall():
+            if crc != _crc(content_id, low, high) or not 0 <= low < high or content_id not in loaded.rows:
+                bad.setdefault(content_id, "extent: wrong check value or no content")
+            else:
+                loaded.extents.setdefault(content_id, []).append((low, high))
+        for content_id, reason in bad.items():
+            self._quarantine(content_id, reason)
+            loaded.rows.pop(content_id, None)
+            loaded.extents.pop(content_id, None)
+            loaded.quarantined.append(content_id)
+        for content_id, chunk in run("SELECT content, chunk FROM clean").fetchall():
+            loaded.clean.setdefault(content_id, []).append(chunk)
+        loaded.uploads = run("SELECT id, key FROM upload").fetchall()
+        for kind, name, value in run("SELECT kind, name, value FROM note").fetchall():
+            loaded.notes.setdefault(kind, {})[name] = value
+        return loaded
+
+    def _quarantine(self, content_id: int, reason: str) -> None:
+        run = self._connection.execute
+        record = {
+            table: [list(map(repr, row)) for row in run(f"SELECT * FROM {table} WHERE {name}=?", (content_id,))]
+            for table, name in _OF_CONTENT
+        }
+        run("INSERT INTO quarantine VALUES (?,?,?,?)", (content_id, reason, json.dumps(record), _now()))
+        for sql, values in drop_content(content_id):
+            run(sql, values)
+
+    # Writing
+
+    def enqueue(self, statements: Sequence[Statement]) -> None:
+        """Apply these after all that was handed over before, soon. No await; failures are retried and counted."""
+        if statements:
+            self._jobs.put(_Job(statements, False, None))
+
+    async def commit(self, statements: Sequence[Statement], *, durable: bool) -> None:
+        """Apply these; return when they survive a SIGKILL or, `durable`, a power failure.
+
+        Raises NoSpace, Corrupt. Cancelled: the statements are applied all the same.
+        """
+        ended = trio.Event()
+        failure: list[S3volError] = []
+        token = trio.lowlevel.current_trio_token()
+
+        def wake(error: S3volError | None) -> None:
+            if error is not None:
+                failure.append(error)
+            with contextlib.suppress(trio.RunFinishedError):  # nobody is left to be told
+                token.run_sync_soon(ended.set)
+
+        self._jobs.put(_Job(statements, durable, wake))
+        await ended.wait()
+        if failure:
+            raise failure[0]
+
+    @property
+    def backlog(self) -> bool:
+        """True while statements that nobody waited for could not be committed."""
+        return bool(self._kept)
+
+    def close(self, *, clean: bool) -> None:
+        """Commit what is queued, say that the data is on the disk (`clean`), and stop the thread. Blocking.
+
+        Raises NoSpace, Corrupt when the last commit failed.
+        """
+        failure: list[S3volError | None] = []
+        last: list[Statement] = [("UPDATE meta SET value='clean' WHERE name='shutdown'", ())] if clean else []
+        self._jobs.put(_Job(last, True, failure.append))
+        self._jobs.put(None)
+        self._thread.join()
+        self._connection.close()
+        for error in failure:
+            if error is not None:
+                raise error
+
+    def _run(self) -> None:
+        while True:
+            first = self._jobs.get()
+            if first is None:
+                return
+            group, stop = [first], False
+            while len(group) < _GROUP_MAX and not stop:
+                try:
+                    job = self._jobs.get_nowait()
+                except queue.Empty:
+                    break
+                if job is None:
+                    stop = True
+                else:
+                    group.append(job)
+            self._commit(group)
+            if stop:
+                return
+
+    def _commit(self, group: list[_Job]) -> None:
+        durable = any(job.durable for job in group)
+        error: S3volError | None = None
+        try:
+            self._transact(group, durable)
+            self._kept.clear()
+        except sqlite3.Error as failure:
+            error = _translate(failure, self._path)
+            with contextlib.suppress(sqlite3.Error):  # there may be no transaction to roll back
+                self._connection.execute("ROLLBACK")
+            for job in group:
+                if job.done is None:
+                    self._kept.extend(job.statements)
+        for job in group:
+            if job.done is not None:
+                job.done(error)
+
+    def _transact(self, group: list[_Job], durable: bool) -> None:
+        run = self._connection.execute
+        if durable != self._durable:
+            run(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+            self._durable = durable
+        run("BEGIN IMMEDIATE")
+        for sql, values in self._kept:
+            run(sql, values)
+        for job in group:
+            for sql, values in job.statements:
+                run(sql, values)
+        if durable:  # a transaction that changes nothing would not fsync what was committed lazily before
+            run("UPDATE meta SET value=CAST(value AS INTEGER)+1 WHERE name='commits'")
+        run("COMMIT")
+
+
+def _parse_row(record: Sequence[Any]) -> Row:
+    *values, crc = record
+    if crc != _crc(*values):
+        raise ValueError("wrong check value")
+    attempts = {int(number): str(etag) for number, etag in json.loads(values[11]).items()}
+    base = Version(values[2], values[3]) if values[2] is not None else None
+    return Row(
+        id=values[0], key=values[1], base=base, derived=bool(values[4]), base_limit=values[5], size=values[6],
+        metadata=dict(json.loads(values[7])), content_type=values[8], state=values[9], attempt=values[10],
+        attempts=attempts, explicit_times=bool(values[12]),
+    )  # fmt: skip
+
+
+def _translate(error: sqlite3.Error, path: Path) -> S3volError:
+    if "full" in str(error):  # SQLITE_FULL: "database or disk is full"
+        return NoSpace(f"journal {path}: {error}")
+    return Corrupt(f"journal {path}: {error}")

@@ -1,0 +1,82 @@
+"""Ledger: which contents are dirty, since when, and how many bytes that is; what back-pressure waits on.
+
+Theory of operation. Both tables are in order of the time at which a content became dirty (unsynced), so the oldest is
+the first entry. A content that is still dirty after a publish goes to the end with the time of that publish's snapshot;
+the order may therefore be wrong by the length of one publish, which does not matter to limits of minutes.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from s3vol.cache.base import State
+from s3vol.cache.content import CachedContent
+
+
+class Ledger:
+    """Times are trio's clock, in seconds."""
+
+    def __init__(self) -> None:
+        self.dirty: dict[CachedContent, float] = {}
+        self.unsynced: dict[CachedContent, float] = {}
+        self.dirty_bytes = 0
+        self._counted: dict[CachedContent, int] = {}
+        self._less = trio.Event()
+        self._more = trio.Event()
+
+    def update(self, content: CachedContent, *, since_s: float | None = None) -> None:
+        """To be called after each change of a content. `since_s`: what is dirty now was written after this time."""
+        if content.state is State.DIRTY:
+            now = trio.current_time()
+            if since_s is not None:
+                self.dirty.pop(content, None)
+            if content not in self.dirty:
+                self.dirty[content] = now if since_s is None else since_s
+                self._more.set()
+            if content.generation > content.saved_generation:
+                if content not in self.unsynced:
+                    self.unsynced[content] = now
+                    self._more.set()
+            else:
+                self.unsynced.pop(content, None)
+        else:
+            self.dirty.pop(content, None)
+            self.unsynced.pop(content, None)
+        self._count(content)
+
+    def _count(self, content: CachedContent) -> None:
+        now = content.unpublished_bytes if content.state is State.DIRTY else 0
+        before = self._counted.get(content, 0)
+        if content in self.dirty:
+            self._counted[content] = now
+        else:
+            self._counted.pop(content, None)
+        self.dirty_bytes += now - before
+        if now < before or content not in self.dirty:
+            self._less.set()
+            self._less = trio.Event()
+
+    def oldest_age_s(self) -> float:
+        """Age of the oldest unpublished change; 0 when all is published."""
+        for since_s in self.dirty.values():
+            return max(0.0, trio.current_time() - since_s)
+        return 0.0
+
+    def oldest_unsynced_age_s(self) -> float:
+        """Age of the oldest change that is not in the journal."""
+        for since_s in self.unsynced.values():
+            return max(0.0, trio.current_time() - since_s)
+        return 0.0
+
+    async def wait_less(self) -> None:
+        """Return when something was published or dropped."""
+        await self._less.wait()
+
+    def wake(self) -> None:
+        """There is something for the journal to flush."""
+        self._more.set()
+
+    async def wait_more(self) -> None:
+        """Return when a content becomes dirty or unsynced (or `wake`), at once if one did since the last call."""
+        await self._more.wait()
+        self._more = trio.Event()

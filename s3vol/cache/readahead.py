@@ -1,0 +1,74 @@
+"""Readahead: what to fetch before it is asked for. Pure; one `Readahead` per content.
+
+Theory of operation. A stream is a place where a reader is expected next. A read that begins there, or within
+`SLACK_BYTES` of it (the kernel splits its own readahead into requests that arrive out of order), continues the stream:
+the window doubles from 1 MiB up to the maximum each time the reader has used half of what was fetched for it. A
+read anywhere else starts a new stream without a window, which replaces the one that was used least recently; so
+a random reader prefetches nothing, and a few sequential readers of one file do not disturb each other.
+A read at offset 0 is taken for the beginning of a sequential one.
+
+Rejected: one position per file handle (the kernel does not say which handle a page fault of mmap belongs to), and a
+constant window (fetches 32 MiB for `head`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from s3vol.types import CHUNK_BYTES, MIB
+
+FIRST_WINDOW_BYTES = MIB
+SLACK_BYTES = MIB  # Linux splits a readahead of at most read_ahead_kb; its pieces arrive in any order within it
+MAX_STREAMS = 4
+
+
+@dataclass(slots=True)
+class Stream:
+    """One sequential reader: where it is expected, how far ahead it may be served, and how far it has been."""
+
+    next: int
+    window_bytes: int
+    fetched_to: int
+
+
+class Readahead:
+    """The streams of one content, the most recently used last."""
+
+    __slots__ = ("_streams",)
+
+    def __init__(self) -> None:
+        self._streams: list[Stream] = []
+
+    def note(self, start: int, end: int, limit: int, max_bytes: int) -> tuple[int, int] | None:
+        """A read of [start, end) happens: the range to prefetch now, if any. Never beyond `limit`; on chunk borders.
+
+        `max_bytes` is the largest window; 0 turns readahead off.
+        """
+        stream = self._find(start)
+        if stream is None:
+            self._streams.append(Stream(end, FIRST_WINDOW_BYTES if start == 0 else 0, end))
+            del self._streams[:-MAX_STREAMS]
+            stream = self._streams[-1]
+        else:
+            stream.next = max(stream.next, end)
+            if not stream.window_bytes:
+                stream.window_bytes = FIRST_WINDOW_BYTES
+        stream.fetched_to = max(stream.fetched_to, stream.next)
+        window = min(stream.window_bytes, max_bytes)
+        if not window or stream.fetched_to - stream.next > window // 2 or stream.fetched_to >= limit:
+            return None
+        first = stream.fetched_to
+        last = min(-(-(stream.next + window) // CHUNK_BYTES) * CHUNK_BYTES, limit)
+        if last <= first:
+            return None
+        stream.fetched_to = last
+        stream.window_bytes = min(window * 2, max_bytes)
+        return first, last
+
+    def _find(self, start: int) -> Stream | None:
+        for at in range(len(self._streams) - 1, -1, -1):
+            stream = self._streams[at]
+            if abs(start - stream.next) <= SLACK_BYTES and stream.next:
+                self._streams.append(self._streams.pop(at))
+                return stream
+        return None

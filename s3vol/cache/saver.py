@@ -1,0 +1,150 @@
+"""Saver: brings a content's bytes and its record to the local disk (fdatasync, then a FULL commit).
+
+Theory of operation. What is to be saved is captured in one step: the dirty ranges that the journal does not know,
+size and generation. Then the data is flushed, and only then the record is committed: the journal never points at
+bytes that are not on the disk. `sync_lock` of the content keeps its records in order; callers that waited for it find
+that the one before them saved their bytes as well, so concurrent fsyncs share the work, and the journal's group
+commit shares the rest.
+
+A publish may finish between capture and commit. It hands its own record to the journal; what was captured is then cut
+down to what is still dirty, and if nothing is left to save, nothing is written.
+
+After a failed fdatasync the kernel calls the pages clean although they are not on the disk: a second fdatasync would
+lie. So the failure sticks until the bytes are published.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+from collections.abc import Iterable
+
+import trio
+
+from s3vol.cache import journal as records
+from s3vol.cache.base import State
+from s3vol.cache.content import CachedContent
+from s3vol.cache.disk import DataFiles
+from s3vol.cache.extents import Range
+from s3vol.cache.journal import Journal
+from s3vol.cache.ledger import Ledger
+from s3vol.errors import NoSpace, PosixError, S3volError
+from s3vol.failpoints import Point, hit
+
+_COMPACT_ROWS = 256  # beyond it, and four rows per range, the extents of a content are written anew
+
+
+class Saver:
+    """Of one cache."""
+
+    def __init__(self, files: DataFiles, journal: Journal, ledger: Ledger) -> None:
+        self._files = files
+        self._journal = journal
+        self._ledger = ledger
+        self.lazy_since_s: float | None = None  # since when a record of a publish waits for the next FULL commit
+
+    async def sync(self, content: CachedContent) -> None:
+        """Return when all that was written before the call survives a power failure. Raises NoSpace, PosixError."""
+        wanted = content.generation
+        async with content.sync_lock:
+            if content.state is State.DIRTY and content.saved_generation < wanted > content.published_generation:
+                await self._save(content)
+        self._ledger.update(content)
+
+    async def _save(self, content: CachedContent) -> None:
+        if content.flush_failed:
+            raise PosixError(errno.EIO, f"{content.key}: an earlier fdatasync of the cache failed")
+        generation, size = content.generation, content.size
+        captured = list(content.unjournaled)
+        content.unjournaled.clear()
+        journaled: list[Range] = []
+        try:
+            await self._flush(content)
+            if content.published_generation >= generation or content.state is not State.DIRTY:
+                return
+            journaled = _still_dirty(content, captured)
+            content.journaled.update(journaled)
+            row = content.row()
+            if row.size > size >= row.base_limit:  # grown since: those bytes were not flushed
+                row = dataclasses.replace(row, size=size)
+            statements = records.save_content(row) + self._extents(content, journaled)
+            content.journal_state = State.DIRTY
+            await self._journal.commit(statements, durable=True)
+        except BaseException:
+            for start, end in journaled:
+                content.journaled.remove(start, end)
+            content.unjournaled.update(_still_dirty(content, captured))
+            raise
+        content.saved_generation = max(content.saved_generation, generation)
+        self.lazy_since_s = None
+        hit(Point.SYNC_AFTER_COMMIT)
+
+    async def _flush(self, content: CachedContent) -> None:
+        if not self._files.exists(content.id):
+            return
+        try:
+            await self._files.flush(content.id)
+        except NoSpace:
+            raise
+        except S3volError:
+            content.flush_failed = True
+            raise
+        hit(Point.SYNC_AFTER_DATA)
+
+    def _extents(self, content: CachedContent, new: list[Range]) -> list[records.Statement]:
+        if content.extent_rows + len(new) > _COMPACT_ROWS + 4 * len(content.journaled):
+            content.extent_rows = len(content.journaled)
+            return records.replace_extents(content.id, content.journaled)
+        content.extent_rows += len(new)
+        return records.add_extents(content.id, new)
+
+    def record_change(self, content: CachedContent) -> list[records.Statement]:
+        """Statements that make the journal's record say what is known now, without new dirty bytes."""
+        content.journal_state = content.state
+        content.extent_rows = len(content.journaled)
+        return records.save_content(content.row()) + records.replace_extents(content.id, content.journaled)
+
+    def record_publish(self, content: CachedContent) -> None:
+        """Hand the record of a publish to the journal. Lazy: replay recognises the object by its nonce. No await."""
+        if content.journal_state is not None:
+            self._journal.enqueue(self.record_change(content))
+            if self.lazy_since_s is None:
+                self.lazy_since_s = trio.current_time()
+                self._ledger.wake()
+
+    def record_gone(self, content: CachedContent) -> list[records.Statement]:
+        """Statements that forget a content."""
+        known = content.journal_state is not None
+        content.journal_state = None
+        content.recorded.clear()
+        content.journaled.clear()
+        return records.drop_content(content.id) if known else []
+
+    def record_clean(self, contents: Iterable[CachedContent]) -> None:
+        """Hand chunks that have become clean to the journal, so that they survive a restart. No await."""
+        for content in contents:
+            if content.state not in (State.CLEAN, State.DIRTY):
+                continue
+            chunks = [at for at in content.unrecorded - content.recorded if content.clean_chunk(at)]
+            content.unrecorded.clear()
+            if not chunks or (content.state is State.DIRTY and content.journal_state is None):
+                continue
+            statements: list[records.Statement] = []
+            if content.journal_state is None:
+                statements += records.save_content(content.row())
+                content.journal_state = content.state
+            content.recorded.update(chunks)
+            self._journal.enqueue(statements + records.add_clean(content.id, chunks))
+
+    async def flush_records(self) -> None:
+        """Return when every statement handed over so far survives a power failure."""
+        self.lazy_since_s = None
+        await self._journal.commit([], durable=True)
+
+
+def _still_dirty(content: CachedContent, ranges: Iterable[Range]) -> list[Range]:
+    found: list[Range] = []
+    for start, end in ranges:
+        found += content.dirty.overlap(start, end)
+        found += content.inflight.overlap(start, end)
+    return found

@@ -1,0 +1,212 @@
+"""WriteBack: the background of the cache. Publishes what is due, syncs what nobody synced, aborts what was left behind.
+
+Theory of operation. A content is published here because it was scheduled (write-back close), because it is dirty for
+half of the age limit (at the whole limit writers wait), because the dirty cap is near (`press`: the oldest first,
+files that are still open included), or because an earlier try failed. A failed publish is repeated for ever, with a
+pause that doubles up to a minute; the data stays in the journal. The first failure of a series is told as an event,
+the others are counted.
+
+One loop owns the clock: it sleeps until the next dirty content comes of age and is woken when there is a new one. It
+does not poll.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import trio
+
+from s3vol.cache.base import CacheSettings, State
+from s3vol.cache.content import CachedContent
+from s3vol.cache.ledger import Ledger
+from s3vol.cache.publish import Publisher
+from s3vol.cache.saver import Saver
+from s3vol.cache.sender import Sender
+from s3vol.cache.tasks import run_each
+from s3vol.errors import Conflict, S3volError
+from s3vol.types import Health, WriteError
+
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 60.0
+_RECORD_S = 2.0  # chunks that became clean are handed to the journal this often
+_SYNCS_AT_ONCE = 8
+
+
+class WriteBack:
+    """Of one cache; idle until `run`."""
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        saver: Saver,
+        sender: Sender,
+        ledger: Ledger,
+        settings: CacheSettings,
+        health: Health,
+        tell: Callable[[WriteError], None],
+    ) -> None:
+        self._publisher = publisher
+        self._saver = saver
+        self._sender = sender
+        self._ledger = ledger
+        self._settings = settings
+        self._health = health
+        self._tell = tell
+        self._queue: dict[CachedContent, None] = {}
+        self._busy: set[CachedContent] = set()
+        self._again: set[CachedContent] = set()
+        self._pausing: set[CachedContent] = set()
+        self._idle = trio.lowlevel.ParkingLot()  # workers without work
+        self._filled: dict[CachedContent, None] = {}
+        self._filled_some = trio.Event()
+        self.left_behind: list[tuple[str, str]] = []  # uploads of an earlier process: id, key
+
+    def schedule(self, content: CachedContent) -> None:
+        """Publish soon. No await."""
+        if content in self._busy:
+            self._again.add(content)
+        else:
+            self._queue[content] = None
+            self._idle.unpark()
+
+    def press(self, goal_bytes: int) -> None:
+        """Publish the oldest dirty contents, together at least `goal_bytes` (at least one). No await."""
+        found = 0
+        for content in self._ledger.dirty:
+            if content not in self._pausing:
+                self.schedule(content)
+            found += content.unpublished_bytes
+            if found >= goal_bytes:
+                return
+
+    def filled(self, content: CachedContent) -> None:
+        """Chunks of this content have become clean: record them when there is time. No await."""
+        self._filled[content] = None
+        self._filled_some.set()
+
+    def record_filled(self) -> None:
+        """Hand all that became clean to the journal. No await."""
+        contents = [content for content in self._filled if not content.dropped]
+        self._filled.clear()
+        self._saver.record_clean(contents)
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(max(2, self._settings.uploads)):
+                nursery.start_soon(self._worker, nursery)
+            nursery.start_soon(self._watch_ages)
+            nursery.start_soon(self._recorder)
+            nursery.start_soon(self._abort_left_behind)
+
+    # Publishing
+
+    async def _worker(self, nursery: trio.Nursery) -> None:
+        while True:
+            while not self._queue:
+                await self._idle.park()
+            content = next(iter(self._queue))
+            del self._queue[content]
+            if content.state is not State.DIRTY:
+                continue
+            self._busy.add(content)
+            try:
+                await self._publish(content, nursery)
+            finally:
+                self._busy.discard(content)
+                if content in self._again:
+                    self._again.discard(content)
+                    self.schedule(content)
+
+    async def _publish(self, content: CachedContent, nursery: trio.Nursery) -> None:
+        try:
+            await self._publisher.publish(content)
+            content.failures = 0
+        except Conflict:
+            return  # told by the keeper; every later call of a holder raises it
+        except S3volError as error:
+            content.failures += 1
+            self._health.count("publish_retries")
+            self._health.last_error, self._health.last_error_at_s = str(error), time.time()
+            if content.failures == 1:
+                self._tell(WriteError(content.key, str(error)))
+            nursery.start_soon(self._retry_later, content)
+
+    async def _retry_later(self, content: CachedContent) -> None:
+        self._pausing.add(content)
+        await trio.sleep(min(_FIRST_PAUSE_S * 2 ** min(content.failures - 1, 10), _LONGEST_PAUSE_S))
+        self._pausing.discard(content)
+        self.schedule(content)
+
+    # Ages
+
+    async def _watch_ages(self) -> None:
+        while True:
+            pause_s = min(self._publish_due(), await self._sync_due())
+            with trio.move_on_after(pause_s):
+                await self._ledger.wait_more()
+
+    def _publish_due(self) -> float:
+        """Schedule what is dirty for half of the limit; seconds until the next one is."""
+        limit_s = self._settings.dirty_age_s / 2
+        now_s = trio.current_time()
+        for content, since_s in self._ledger.dirty.items():
+            if now_s - since_s < limit_s:
+                return since_s + limit_s - now_s
+            if content not in self._pausing and content not in self._busy:
+                self.schedule(content)
+        return limit_s if self._ledger.dirty else math.inf
+
+    async def _sync_due(self) -> float:
+        """Sync what nobody synced for `journal_age_s`; seconds until the next one is due."""
+        limit_s = self._settings.journal_age_s
+        now_s = trio.current_time()
+        due: list[CachedContent] = []
+        next_s = math.inf
+        for content, since_s in self._ledger.unsynced.items():
+            if now_s - since_s < limit_s:
+                next_s = since_s + limit_s - now_s
+                break
+            due.append(content)
+        if due:
+            await run_each(self._sync, due, at_once=_SYNCS_AT_ONCE)
+            next_s = min(next_s, limit_s)
+        if self._saver.lazy_since_s is not None:
+            wait_s = self._saver.lazy_since_s + limit_s - trio.current_time()
+            if wait_s > 0:
+                return min(next_s, wait_s)
+            await self._flush_records()
+        return next_s
+
+    async def _sync(self, content: CachedContent) -> None:
+        try:
+            await self._saver.sync(content)
+        except S3volError as error:
+            self._note_failure("background_sync_failed", error)
+
+    async def _flush_records(self) -> None:
+        try:
+            await self._saver.flush_records()
+        except S3volError as error:
+            self._note_failure("background_sync_failed", error)
+
+    def _note_failure(self, name: str, error: S3volError) -> None:
+        """Nobody waits for this work: it is counted, shown by status, and tried again when due."""
+        self._health.count(name)
+        self._health.last_error, self._health.last_error_at_s = str(error), time.time()
+
+    # Housekeeping
+
+    async def _recorder(self) -> None:
+        while True:
+            await self._filled_some.wait()
+            await trio.sleep(_RECORD_S)
+            self._filled_some = trio.Event()
+            self.record_filled()
+
+    async def _abort_left_behind(self) -> None:
+        while self.left_behind:
+            upload_id, key = self.left_behind.pop()
+            await self._sender.abort(key, upload_id)
