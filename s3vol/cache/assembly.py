@@ -17,6 +17,7 @@ from s3vol.cache.guard import Guard
 from s3vol.cache.journal import Journal
 from s3vol.cache.ledger import Ledger
 from s3vol.cache.publish import Publisher
+from s3vol.cache.reader import Reader
 from s3vol.cache.registry import Registry
 from s3vol.cache.saver import Saver
 from s3vol.cache.sender import Sender
@@ -45,6 +46,7 @@ class Parts:
     publisher: Publisher
     writeback: WriteBack
     tasks: Background
+    reader: Reader
     writer: Writer
 
 
@@ -91,6 +93,7 @@ def assemble(
     )
     writeback = WriteBack(publisher, saver, sender, ledger, settings, health, tell)
     tasks = Background()
+    reader = Reader(files, space, fetcher, writeback, tasks, settings, health)
     writer = Writer(
         files, journal, registry, ledger, space, saver, sender, publisher, writeback, tasks, settings, health
     )
@@ -108,6 +111,7 @@ def assemble(
         publisher,
         writeback,
         tasks,
+        reader,
         writer,
     )
 

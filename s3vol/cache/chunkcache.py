@@ -23,7 +23,7 @@ from functools import partial
 
 import trio
 
-from s3vol.cache import journal as records
+from s3vol.cache import records
 from s3vol.cache.assembly import Parts, assemble
 from s3vol.cache.base import CacheSettings, CacheStatus, Content, State
 from s3vol.cache.content import CachedContent
@@ -31,13 +31,12 @@ from s3vol.cache.disk import CacheDirectory, DataFiles, boot_id
 from s3vol.cache.journal import Journal
 from s3vol.cache.replay import replay
 from s3vol.cache.tasks import run_each
-from s3vol.errors import Conflict, NoSpace, PosixError, PreconditionFailed, S3volError, Unavailable, UsageError
+from s3vol.errors import Conflict, PosixError, PreconditionFailed, S3volError, UsageError
 from s3vol.failpoints import Point, hit
 from s3vol.store.base import Buffer, Store
 from s3vol.types import CHUNK_BYTES, NONCE, Event, Health, ObjectInfo, Version
 
 _SYNCS_AT_ONCE = 8
-_PREFETCHES_MAX = 32  # queued prefetch tasks; more are not begun, the reader then fetches by itself
 
 
 class ChunkCache:
@@ -49,7 +48,6 @@ class ChunkCache:
         self._health = health
         self._notes = notes
         self._quarantined = 0
-        self._prefetches = 0
 
     @classmethod
     @asynccontextmanager
@@ -189,68 +187,11 @@ class ChunkCache:
         if own.refs == 0:
             self._parts.registry.idle(own)
 
-    # Reading
+    # Reading and writing
 
     async def read(self, content: Content, offset: int, length: int) -> Buffer:
         """See `ContentCache.read`. May return without a checkpoint. Raises Unavailable after `timeout_s`."""
-        own = _own(content)
-        end = min(offset + length, own.size)
-        if end <= offset:
-            return b""
-        if own.base_limit and not own.present.covers(offset, own.base_limit):
-            self._read_ahead(own, offset, end)
-        lru = self._parts.space.lru
-        for index in range(offset // CHUNK_BYTES, (end - 1) // CHUNK_BYTES + 1):
-            lru.use(own, index)
-        if own.present.covers(offset, end):
-            data = self._parts.files.read_now(own.id, offset, end - offset)
-            if data is not None:
-                return data
-        return await self._read_slowly(own, offset, length)
-
-    async def _read_slowly(self, content: CachedContent, offset: int, length: int) -> Buffer:
-        with trio.move_on_after(self._settings.timeout_s):
-            while True:
-                end = min(offset + length, content.size)
-                if end <= offset:
-                    return b""
-                try:
-                    await self._parts.fetcher.ensure(content, offset, end)
-                    self._parts.writeback.filled(content)
-                except NoSpace:
-                    return await self._parts.fetcher.read_through(content, offset, end - offset)
-                if content.absent(offset, end):
-                    continue
-                before = content.evictions
-                data = await self._parts.files.read(content.id, offset, end - offset)
-                if content.evictions == before:
-                    return data
-        raise Unavailable(f"{content.key}: no answer within {self._settings.timeout_s:g} s")
-
-    def _read_ahead(self, content: CachedContent, start: int, end: int) -> None:
-        limit = min(content.base_limit, content.size)
-        found = content.readahead.note(start, end, limit, self._settings.readahead_max_bytes)
-        nursery = self._parts.tasks.nursery
-        if found is None or nursery is None:
-            return
-        low, high = found
-        step = 8 * CHUNK_BYTES
-        for at in range(low, high, step):
-            if self._prefetches < _PREFETCHES_MAX and content.absent(at, min(at + step, high)):
-                self._prefetches += 1
-                nursery.start_soon(self._prefetch, content, at, min(at + step, high))
-
-    async def _prefetch(self, content: CachedContent, start: int, end: int) -> None:
-        try:
-            if not content.dropped:
-                await self._parts.fetcher.ensure(content, start, end)
-                self._parts.writeback.filled(content)
-        except S3volError:
-            self._health.count("prefetch_failed")  # nobody waits for it; a reader that needs it gets its own error
-        finally:
-            self._prefetches -= 1
-
-    # Writing
+        return await self._parts.reader.read(_own(content), offset, length)
 
     async def write(self, content: Content, offset: int, data: Buffer) -> None:
         """See `ContentCache.write`. May return without a checkpoint."""

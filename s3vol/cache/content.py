@@ -28,8 +28,8 @@ import trio
 
 from s3vol.cache.base import State
 from s3vol.cache.extents import Range, RangeSet
-from s3vol.cache.journal import Row
 from s3vol.cache.readahead import Readahead
+from s3vol.cache.records import Row
 from s3vol.cache.stream import Stream
 from s3vol.types import CHUNK_BYTES, ObjectInfo, Version
 

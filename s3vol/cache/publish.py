@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 
 import trio
 
-from s3vol.cache import journal as records
+from s3vol.cache import records
 from s3vol.cache.base import CacheSettings, State
 from s3vol.cache.budget import ByteBudget
 from s3vol.cache.conflict import ConflictKeeper

@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from s3vol.cache import journal as records
+from s3vol.cache import records
 from s3vol.cache.base import State
 from s3vol.cache.content import Attempt, CachedContent
 from s3vol.cache.disk import CacheDirectory
 from s3vol.cache.extents import RangeSet
-from s3vol.cache.journal import Loaded, Row, Statement
+from s3vol.cache.journal import Loaded
+from s3vol.cache.records import Row, Statement
 from s3vol.types import CHUNK_BYTES
 
 ATTEMPTS_SKIPPED = 1 << 20

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 
 import trio
 
-from s3vol.cache import journal as records
+from s3vol.cache import records
 from s3vol.cache.base import State
 from s3vol.cache.content import CachedContent
 from s3vol.cache.disk import DataFiles

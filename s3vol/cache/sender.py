@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 import trio
 
-from s3vol.cache import journal as records
+from s3vol.cache import records
 from s3vol.cache.base import CacheSettings
 from s3vol.cache.budget import ByteBudget
 from s3vol.cache.content import Attempt, CachedContent

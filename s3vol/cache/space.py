@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import trio
 
-from s3vol.cache import journal as records
+from s3vol.cache import records
 from s3vol.cache.base import CacheSettings, State
 from s3vol.cache.content import CachedContent
 from s3vol.cache.disk import CacheDirectory, DataFiles

@@ -1,0 +1,106 @@
+"""Reader: serves bytes of a content, from the disk if they are there.
+
+Theory of operation. The hot path is one `preadv(RWF_NOWAIT)` on the event loop. Everything else (absent bytes, a cold
+page cache) is the slow path: fetch, read in a thread, and look again, because bytes may be evicted while a thread
+reads them. A disk without room does not stop readers: they get the bytes from memory.
+
+Readahead is decided per read (cache/readahead.py) and done by tasks that nobody waits for; too many of them are not
+begun.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from s3vol.cache.base import CacheSettings
+from s3vol.cache.content import CachedContent
+from s3vol.cache.disk import DataFiles
+from s3vol.cache.fetch import RUN_BYTES, Fetcher
+from s3vol.cache.space import Space
+from s3vol.cache.tasks import Background
+from s3vol.cache.writeback import WriteBack
+from s3vol.errors import NoSpace, S3volError, Unavailable
+from s3vol.store.base import Buffer
+from s3vol.types import CHUNK_BYTES, Health
+
+_PREFETCHES_MAX = 32  # queued prefetch tasks; more are not begun, the reader then fetches by itself
+
+
+class Reader:
+    """Of one cache."""
+
+    def __init__(
+        self,
+        files: DataFiles,
+        space: Space,
+        fetcher: Fetcher,
+        writeback: WriteBack,
+        tasks: Background,
+        settings: CacheSettings,
+        health: Health,
+    ) -> None:
+        self._files = files
+        self._space = space
+        self._fetcher = fetcher
+        self._writeback = writeback
+        self._tasks = tasks
+        self._settings = settings
+        self._health = health
+        self._prefetches = 0
+
+    async def read(self, content: CachedContent, offset: int, length: int) -> Buffer:
+        """See `ContentCache.read`. May return without a checkpoint. Raises Unavailable after `timeout_s`."""
+        end = min(offset + length, content.size)
+        if end <= offset:
+            return b""
+        if content.base_limit and not content.present.covers(offset, content.base_limit):
+            self._read_ahead(content, offset, end)
+        lru = self._space.lru
+        for index in range(offset // CHUNK_BYTES, (end - 1) // CHUNK_BYTES + 1):
+            lru.use(content, index)
+        if content.present.covers(offset, end):
+            data = self._files.read_now(content.id, offset, end - offset)
+            if data is not None:
+                return data
+        return await self._read_slowly(content, offset, length)
+
+    async def _read_slowly(self, content: CachedContent, offset: int, length: int) -> Buffer:
+        with trio.move_on_after(self._settings.timeout_s):
+            while True:
+                end = min(offset + length, content.size)
+                if end <= offset:
+                    return b""
+                try:
+                    await self._fetcher.ensure(content, offset, end)
+                    self._writeback.filled(content)
+                except NoSpace:
+                    return await self._fetcher.read_through(content, offset, end - offset)
+                if content.absent(offset, end):
+                    continue
+                before = content.evictions
+                data = await self._files.read(content.id, offset, end - offset)
+                if content.evictions == before:
+                    return data
+        raise Unavailable(f"{content.key}: no answer within {self._settings.timeout_s:g} s")
+
+    def _read_ahead(self, content: CachedContent, start: int, end: int) -> None:
+        limit = min(content.base_limit, content.size)
+        found = content.readahead.note(start, end, limit, self._settings.readahead_max_bytes)
+        nursery = self._tasks.nursery
+        if found is None or nursery is None:
+            return
+        low, high = found
+        for at in range(low, high, RUN_BYTES):
+            if self._prefetches < _PREFETCHES_MAX and content.absent(at, min(at + RUN_BYTES, high)):
+                self._prefetches += 1
+                nursery.start_soon(self._prefetch, content, at, min(at + RUN_BYTES, high))
+
+    async def _prefetch(self, content: CachedContent, start: int, end: int) -> None:
+        try:
+            if not content.dropped:
+                await self._fetcher.ensure(content, start, end)
+                self._writeback.filled(content)
+        except S3volError:
+            self._health.count("prefetch_failed")  # nobody waits for it; a reader that needs it gets its own error
+        finally:
+            self._prefetches -= 1
