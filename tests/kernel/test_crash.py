@@ -78,12 +78,13 @@ def test_by_default_a_closed_file_is_in_the_bucket(bucket: Bucket, mount: MountF
 
 def test_by_default_an_fsynced_file_is_in_the_bucket_before_it_is_closed(bucket: Bucket, mount: MountFactory) -> None:
     here = mount("a")
-    with open(here.path / "f", "wb") as file:
-        file.write(b"first part")
-        file.flush()
-        os.fsync(file.fileno())
-        assert bucket.read("f") == b"first part"
-        here.kill()
+    fd = os.open(here.path / "f", os.O_WRONLY | os.O_CREAT)
+    os.write(fd, b"first part")
+    os.fsync(fd)
+    assert bucket.read("f") == b"first part"
+    here.kill()
+    with pytest.raises(OSError, match="not connected"):
+        os.close(fd)
     assert bucket.read("f") == b"first part"
 
 

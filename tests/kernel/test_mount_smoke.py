@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from s3vol import mounts
+from s3vol import mounts, runtime
 from tests.kernel.conftest import MountFactory
 from tests.kernel.harness import Node
 from tests.kernel.rig import Bucket
@@ -110,7 +110,7 @@ def test_mount_returns_when_it_serves_and_the_process_holds_nothing_of_the_termi
     finally:
         minio_node.check("umount", str(path))
     assert not mounted(path)
-    assert not Path(f"/proc/{pid}").exists()
+    assert runtime.process_started(pid) is None
     assert bucket.read("f") == b"at once"
     assert json.loads(minio_node.check("status", "--json")) == []
 

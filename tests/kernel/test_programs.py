@@ -64,7 +64,7 @@ def test_git_clones_and_its_fsck_is_content(mount: MountFactory, tmp_path: Path)
 
 def test_a_tree_of_1000_files_untars_and_diffs_clean_after_a_remount(mount: MountFactory, tmp_path: Path) -> None:
     _tree(tmp_path / "tree", 1000)
-    _run("tar", "-C", tmp_path, "-cf", tmp_path / "tree.tar", "tree")
+    _run("tar", "--format=posix", "-C", tmp_path, "-cf", tmp_path / "tree.tar", "tree")
     first = mount("a")
     _run("tar", "-C", first.path, "-xpf", tmp_path / "tree.tar")
     _run("diff", "-r", "--no-dereference", tmp_path / "tree", first.path / "tree")
