@@ -31,7 +31,9 @@ def operations(fs: FileSystem, session: Session, status: Callable[[], Mapping[st
         return {}
 
     async def drain(request: Mapping[str, Any], peer: Peer) -> Mapping[str, Any]:
-        return _values(await fs.drain(_deadline(request), _reporter(peer)))
+        deadline_s = _deadline(request)
+        await fs.drain(0, _reporter(peer))  # the journal first: whoever kills us for being slow loses nothing
+        return _values(await fs.drain(deadline_s, _reporter(peer)))
 
     async def end(request: Mapping[str, Any], peer: Peer) -> Mapping[str, Any]:
         async with session.ending(_deadline(request), _reporter(peer)), trio.open_nursery() as nursery:

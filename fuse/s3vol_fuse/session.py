@@ -7,9 +7,10 @@ Theory of operation. There are three ways to the end, and all drain:
 * the kernel unmounts (`s3vol umount`, fusermount3, umount by anybody): serving ends, then drain;
 * the connection breaks (`umount --force` aborts it): the same.
 
-A drain is bounded. What is left after it is in the journal, and `left` says how much. A second signal cuts the drain
-short. `s3vol umount` announces itself first (`ending`), and then its deadline counts instead of our own, so that the
-two do not add up.
+A drain is bounded: by its deadline, and by the request that is on its way then (20 s of silence at most, see
+store/settings.py). What is left is in the journal, and `left` says how much. A second signal cuts the drain short.
+`s3vol umount` announces itself first (`ending`), and then its deadline counts instead of our own, so that the two do
+not add up.
 
 Order at the end: no request is read any more, requests in progress get GRACE_S, then the last drain puts everything
 into the journal, and only then the mount is taken away. pyfuse3.close() frees memory that a notification in progress
@@ -172,6 +173,7 @@ class Session:
                 log.info("draining: %d files, %d bytes to go", progress.files, progress.bytes)
 
         self.draining = True
+        left = await self._fs.drain(0, show)  # the journal first: whoever kills us for being slow loses nothing
         if not self._hurry:
             with trio.CancelScope() as scope:
                 self._drains.add(scope)
@@ -179,7 +181,8 @@ class Session:
                     return await self._fs.drain(max(deadline - trio.current_time(), 0), show)
                 finally:
                     self._drains.discard(scope)
-        return await self._fs.drain(0, show)  # the journal only
+            left = await self._fs.drain(0, show)
+        return left
 
     async def _drain_last(self) -> None:
         deadline = self._signal_deadline

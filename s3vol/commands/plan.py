@@ -102,9 +102,9 @@ def _check_mountpoint(given: str) -> str:
     path = mounts.canonical(given)
     mounted = mounts.find_mount(path)
     if mounted and mounted.type.startswith("fuse"):
-        raise UsageError(
-            f"mount point {given}: {mounted.source} is mounted there already; `s3vol umount {given}` first"
-        )
+        record = runtime.find_record(path, os.environ)
+        how = "a dead mount of" if record and not record.alive else "already a mount of"
+        raise UsageError(f"mount point {given}: {how} {mounted.source} is there; `s3vol umount {given}` first")
     try:
         status = os.stat(path)
     except OSError as error:

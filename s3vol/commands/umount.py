@@ -29,7 +29,7 @@ DONE, FAILED, LEFT = 0, 1, 3
 _CONNECT_S = 3.0
 _DRAIN_S = 60.0  # default of --drain-timeout
 _FORCED_DRAIN_S = 5.0
-_EXIT_S = 20.0  # from the last byte of a drain to the end of the process: requests in progress get 5 s, twice
+_EXIT_S = 45.0  # beyond the deadline: a request on its way (25 s at most), and 5 s for each of two steps of the end
 _FORCED_STEPS = (  # signal, and how long its effect is waited for
     (signal.SIGTERM, 1.0),  # drain; it has just had its time
     (signal.SIGTERM, 8.0),  # only the journal
@@ -74,13 +74,7 @@ class _Unmounting:
                 runtime.forget(self._dead)
                 return self._say_left(None)
             return DONE
-        try:
-            client = Client(self._record.socket, timeout_s=_CONNECT_S)
-        except NotServing:
-            raise S3volError(
-                f"{given}: the mount process (pid {self._record.pid}) does not answer; use --force"
-            ) from None
-        with client:
+        with self._connected(given) as client:
             client.send("drain", deadline_s=self._deadline_s)
             self._follow(client, _EXIT_S)
             client.send("end", deadline_s=self._deadline_s)
