@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import urllib.request
+from collections import Counter
 from datetime import timedelta
 
 import obstore
@@ -53,7 +54,7 @@ class Plain:
         """Every key below a prefix, without attributes; returns how many."""
         return sum(len(page) for page in obstore.list(self._store, prefix=prefix))
 
-    def requests(self) -> dict[str, int]:
+    def requests(self) -> Counter[str]:
         """How many requests of each kind the server has counted since it started."""
         with urllib.request.urlopen(f"{self._endpoint}/minio/metrics/v3/api/requests", timeout=10) as answer:
-            return {name: int(count) for name, count in _REQUESTS.findall(answer.read().decode())}
+            return Counter({name: int(count) for name, count in _REQUESTS.findall(answer.read().decode())})
