@@ -87,9 +87,10 @@ def assemble(
     space = Space(directory, files, journal, settings, health, registry.drop)
     fetcher = Fetcher(store, files, space, budget, settings, health)
     sender = Sender(store, files, fetcher, journal, budget, settings, health, cache_id)
-    keeper = ConflictKeeper(store, sender, budget, settings, health, cache_id, conflicted, tell)
+    guard = Guard(store)
+    keeper = ConflictKeeper(store, sender, guard, budget, settings, health, cache_id, conflicted, tell)
     publisher = Publisher(
-        store, files, sender, Guard(store), saver, keeper, journal, ledger, budget, settings, health, cache_id, moved
+        store, files, sender, guard, saver, keeper, journal, ledger, budget, settings, health, cache_id, moved
     )
     writeback = WriteBack(publisher, saver, sender, ledger, settings, health, tell)
     tasks = Background()

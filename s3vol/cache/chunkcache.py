@@ -43,7 +43,7 @@ class ChunkCache:
     """See the module's docstring, and `ContentCache` for each method."""
 
     def __init__(self, parts: Parts, settings: CacheSettings, health: Health, notes: dict[str, dict[str, str]]) -> None:
-        self._parts = parts
+        self.parts = parts
         self._settings = settings
         self._health = health
         self._notes = notes
@@ -92,7 +92,7 @@ class ChunkCache:
             directory.close()
 
     def _revive(self, contents: list[CachedContent], quarantined: int, uploads: list[tuple[str, str]]) -> None:
-        parts = self._parts
+        parts = self.parts
         self._quarantined = quarantined
         parts.writeback.left_behind.extend(uploads)
         for content in contents:
@@ -108,7 +108,7 @@ class ChunkCache:
 
     async def _close(self) -> None:
         """Sync what is dirty, record what is clean, and say so in the journal if all of it worked."""
-        parts = self._parts
+        parts = self.parts
         clean = True
         try:
             await self.sync_all()
@@ -126,29 +126,29 @@ class ChunkCache:
     async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The background; runs until cancelled."""
         async with trio.open_nursery() as nursery:
-            self._parts.tasks.nursery = nursery
+            self.parts.tasks.nursery = nursery
             try:
-                nursery.start_soon(self._parts.writeback.run)
+                nursery.start_soon(self.parts.writeback.run)
                 task_status.started()
                 await trio.sleep_forever()
             finally:
-                self._parts.tasks.nursery = None
+                self.parts.tasks.nursery = None
 
     # Contents
 
     def dirty(self, key: str) -> CachedContent | None:
         """See `ContentCache.dirty`."""
-        return self._parts.registry.dirty_at(key)
+        return self.parts.registry.dirty_at(key)
 
     def pending(self) -> Iterable[CachedContent]:
         """See `ContentCache.pending`."""
-        return list(self._parts.ledger.dirty)
+        return list(self.parts.ledger.dirty)
 
     def attach(self, info: ObjectInfo, *, content_type: str = "") -> CachedContent:
         """See `ContentCache.attach`."""
         if info.metadata is None:
             raise ValueError(f"{info.key}: metadata is not known, so neither is the version")
-        content = self._parts.registry.attach(info, content_type)
+        content = self.parts.registry.attach(info, content_type)
         content.refs += 1
         return content
 
@@ -157,7 +157,7 @@ class ChunkCache:
     ) -> CachedContent:
         """See `ContentCache.create`."""
         content = CachedContent(
-            id=self._parts.registry.new_id(),
+            id=self.parts.registry.new_id(),
             key=key,
             base=base,
             size=0,
@@ -168,15 +168,15 @@ class ChunkCache:
             generation=1,
             refs=1,
         )
-        self._parts.ledger.update(content)
-        self._parts.registry.refresh(content)
+        self.parts.ledger.update(content)
+        self.parts.registry.refresh(content)
         return content
 
     def refer(self, content: Content) -> None:
         """See `ContentCache.refer`."""
         own = _own(content)
         own.refs += 1
-        self._parts.registry.busy(own)
+        self.parts.registry.busy(own)
 
     def release(self, content: Content) -> None:
         """See `ContentCache.release`."""
@@ -185,25 +185,25 @@ class ChunkCache:
             raise ValueError(f"{own.key}: released more often than referred to")
         own.refs -= 1
         if own.refs == 0:
-            self._parts.registry.idle(own)
+            self.parts.registry.idle(own)
 
     # Reading and writing
 
     async def read(self, content: Content, offset: int, length: int) -> Buffer:
         """See `ContentCache.read`. May return without a checkpoint. Raises Unavailable after `timeout_s`."""
-        return await self._parts.reader.read(_own(content), offset, length)
+        return await self.parts.reader.read(_own(content), offset, length)
 
     async def write(self, content: Content, offset: int, data: Buffer) -> None:
         """See `ContentCache.write`. May return without a checkpoint."""
-        await self._parts.writer.write(_own(content), offset, data)
+        await self.parts.writer.write(_own(content), offset, data)
 
     async def truncate(self, content: Content, size: int) -> None:
         """See `ContentCache.truncate`."""
-        await self._parts.writer.truncate(_own(content), size)
+        await self.parts.writer.truncate(_own(content), size)
 
     def set_metadata(self, content: Content, metadata: Mapping[str, str], *, explicit_times: bool = False) -> None:
         """See `ContentCache.set_metadata`."""
-        self._parts.writer.describe(_own(content), metadata, explicit_times)
+        self.parts.writer.describe(_own(content), metadata, explicit_times)
 
     # Local durability
 
@@ -212,11 +212,11 @@ class ChunkCache:
         own = _own(content)
         if own.state is State.CONFLICTED:
             raise Conflict(own.key, own.conflict_key)
-        await self._parts.saver.sync(own)
+        await self.parts.saver.sync(own)
 
     async def sync_all(self) -> None:
         """See `ContentCache.sync_all`."""
-        await run_each(self._parts.saver.sync, list(self._parts.ledger.unsynced), at_once=_SYNCS_AT_ONCE)
+        await run_each(self.parts.saver.sync, list(self.parts.ledger.unsynced), at_once=_SYNCS_AT_ONCE)
 
     # Publishing
 
@@ -224,13 +224,13 @@ class ChunkCache:
         """See `ContentCache.schedule`."""
         own = _own(content)
         if own.state is State.DIRTY:
-            self._parts.writeback.schedule(own)
+            self.parts.writeback.schedule(own)
 
     async def publish(self, content: Content) -> Version:
         """See `ContentCache.publish`."""
         own = _own(content)
         try:
-            return await self._parts.publisher.publish(own)
+            return await self.parts.publisher.publish(own)
         except Conflict:
             raise
         except S3volError:
@@ -240,7 +240,7 @@ class ChunkCache:
     async def move(self, content: Content, key: str, base: Version | None) -> None:
         """See `ContentCache.move`."""
         own = _own(content)
-        parts = self._parts
+        parts = self.parts
         async with own.publish_lock:
             await parts.publisher.settle_doubts(own)
             if own.state is not State.DIRTY or own.derived:
@@ -261,7 +261,7 @@ class ChunkCache:
     async def _commit(self, statements: list[records.Statement]) -> None:
         """Durably, and not to be cancelled: memory and journal must go on to say the same."""
         with trio.CancelScope(shield=True):
-            await self._parts.journal.commit(statements, durable=True)
+            await self.parts.journal.commit(statements, durable=True)
 
     def rekey(self, content: Content, info: ObjectInfo) -> None:
         """See `ContentCache.rekey`."""
@@ -272,13 +272,13 @@ class ChunkCache:
             own.metadata = {name: value for name, value in (info.metadata or {}).items() if name != NONCE}
         own.key = info.key
         own.rebase(info.version)
-        self._parts.registry.refresh(own)
-        self._parts.saver.record_publish(own)
+        self.parts.registry.refresh(own)
+        self.parts.saver.record_publish(own)
 
     async def discard(self, content: Content) -> None:
         """See `ContentCache.discard`."""
         own = _own(content)
-        parts = self._parts
+        parts = self.parts
         before, own.state = own.state, State.DISCARDED  # a publisher looks at it between two requests
         try:
             if own.stream is not None and own.stream.scope is not None:
@@ -307,7 +307,7 @@ class ChunkCache:
 
     def status(self) -> CacheStatus:
         """See `ContentCache.status`."""
-        parts = self._parts
+        parts = self.parts
         return CacheStatus(
             directory=str(self._settings.directory),
             used_bytes=parts.files.used_bytes,
@@ -333,11 +333,11 @@ class ChunkCache:
             table.pop(name, None)
         else:
             table[name] = value
-        self._parts.journal.enqueue(records.set_note(kind, name, value))
+        self.parts.journal.enqueue(records.set_note(kind, name, value))
 
     async def sync_notes(self) -> None:
         """See `ContentCache.sync_notes`."""
-        await self._parts.saver.flush_records()
+        await self.parts.saver.flush_records()
 
 
 def _own(content: Content) -> CachedContent:

@@ -23,13 +23,14 @@ from s3vol.cache.base import CacheSettings, State
 from s3vol.cache.budget import ByteBudget
 from s3vol.cache.content import CachedContent
 from s3vol.cache.extents import Range
+from s3vol.cache.guard import Guard
 from s3vol.cache.nonce import parse_attempt
 from s3vol.cache.plan import SMALL_BYTES, Multipart, plan_publish
 from s3vol.cache.sender import Sender
 from s3vol.cache.tasks import run_all
 from s3vol.errors import Conflict, NotFound, PreconditionFailed
 from s3vol.failpoints import Point, hit
-from s3vol.store.base import ABSENT, FILE_TYPE, Part, Store
+from s3vol.store.base import FILE_TYPE, Part, Store
 from s3vol.types import NONCE, Health, WriteError
 
 MISSING = "s3vol-conflict-missing"
@@ -45,6 +46,7 @@ class ConflictKeeper:
         self,
         store: Store,
         sender: Sender,
+        guard: Guard,
         budget: ByteBudget,
         settings: CacheSettings,
         health: Health,
@@ -54,6 +56,7 @@ class ConflictKeeper:
     ) -> None:
         self._store = store
         self._sender = sender
+        self._guard = guard
         self._budget = budget
         self._node = settings.node
         self._health = health
@@ -128,7 +131,7 @@ class ConflictKeeper:
                 body,
                 metadata={**metadata, NONCE: nonce},
                 content_type=content.content_type or FILE_TYPE,
-                condition=ABSENT,
+                condition=self._guard.creation(content.size),
             )
         self._sender.progress(content, len(body))
 
@@ -145,7 +148,9 @@ class ConflictKeeper:
 
         try:
             await run_all([partial(send, at, part.start, part.end) for at, part in enumerate(plan.parts, start=1)])
-            await self._store.complete_upload(key, upload_id, [parts[at] for at in sorted(parts)], condition=ABSENT)
+            await self._store.complete_upload(
+                key, upload_id, [parts[at] for at in sorted(parts)], condition=self._guard.creation(content.size)
+            )
         except NotFound:  # an upload is unknown after its Complete was applied and the reply lost
             with trio.CancelScope(shield=True):
                 await self._sender.abort(key, upload_id)

@@ -34,6 +34,10 @@ from s3vol.cache.stream import Stream
 from s3vol.types import CHUNK_BYTES, ObjectInfo, Version
 
 
+class Abandoned(Exception):
+    """To publish is pointless now: the content was cut or discarded meanwhile. Never leaves the cache."""
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """What one publish sends: taken in one step, before the first request."""

@@ -66,8 +66,11 @@ class Fetcher:
         self._downloads = trio.Semaphore(settings.downloads)
 
     async def ensure(self, content: CachedContent, start: int, end: int, *, publishing: bool = False) -> None:
-        """Return when the range was present at a moment after the call. `publishing`: the caller is the publisher."""
-        while missing := content.absent(start, end):
+        """Return when the range was present at a moment after the call, or the content is dropped.
+
+        `publishing`: the caller is the publisher.
+        """
+        while not content.dropped and (missing := content.absent(start, end)):
             runs, busy = self._claim(content, missing)
             if not runs and busy is not None:
                 await busy.wait()

@@ -22,6 +22,11 @@ class Guard:
         except NotFound:
             return None
 
+    def creation(self, size: int) -> Condition:
+        """The condition for a key that nobody else uses: absent, where the store can say so."""
+        can = self._store.capabilities
+        return ABSENT if can.conditional_create and (can.conditional_complete or size <= SMALL_BYTES) else ANY
+
     async def condition(self, content: CachedContent) -> Condition:
         """The condition of a change: If-Match on the base, or absent.
 

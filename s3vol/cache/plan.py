@@ -7,7 +7,7 @@ Parts that are sent *while the file is being written* lie on a fixed grid (`part
 not known then: 8 MiB, doubling every 1,000 parts, so that part 10,000 ends beyond 5 TiB and memory stays small for
 small files. The rest, or all, is planned when the size is known: changed ranges are widened to legal parts (S3: at
 least 5 MiB, but the last), gaps too small to be copied are sent, and what is in between is copied. If that takes more
-parts than are left, everything is planned again twice as coarse.
+parts than are left, everything is planned again twice as coarse (and begun as coarse as the size asks for at least).
 
 Rejected: one grid for both (a changed byte in a 1 TiB file would send a part of 1 GiB), and planning by cost of bytes
 against requests (not measurable from here; on a loopback MinIO the copy costs as much as the send, minio.md).
@@ -99,6 +99,10 @@ def plan_publish(
     sent.remove(size, max(size, max((end for _, end in sent), default=0)))
     room = can.max_parts - streamed
     unit, copy_unit, smallest = max(PART_BYTES, can.min_part_bytes), COPY_BYTES, can.min_part_bytes
+    while sent.total // unit > room and unit < can.max_part_bytes:
+        unit *= 2
+    while size // copy_unit > room and copy_unit * 4 <= can.max_part_bytes:
+        copy_unit *= 2
     while unit * 2 <= can.max_part_bytes:  # a piece is shorter than twice its unit
         parts = _cut(_windows(sent, start, size, smallest), start, size, unit, copy_unit)
         if len(parts) <= room:

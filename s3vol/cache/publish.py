@@ -25,7 +25,7 @@ from s3vol.cache import records
 from s3vol.cache.base import CacheSettings, State
 from s3vol.cache.budget import ByteBudget
 from s3vol.cache.conflict import ConflictKeeper
-from s3vol.cache.content import CachedContent, Snapshot
+from s3vol.cache.content import Abandoned, CachedContent, Snapshot
 from s3vol.cache.disk import DataFiles
 from s3vol.cache.guard import Guard
 from s3vol.cache.journal import Journal
@@ -35,7 +35,7 @@ from s3vol.cache.plan import SMALL_BYTES
 from s3vol.cache.saver import Saver
 from s3vol.cache.sender import Sender
 from s3vol.cache.stream import without_times
-from s3vol.cache.upload import Abandoned, Uploader
+from s3vol.cache.upload import Uploader
 from s3vol.cache.verdict import Applied, Foreign, Rebase, Retry, judge
 from s3vol.errors import Conflict, Corrupt, NotFound, PreconditionFailed, Unavailable
 from s3vol.failpoints import Point, hit

@@ -76,6 +76,8 @@ class Reader:
                 except NoSpace:
                     return await self._fetcher.read_through(content, offset, end - offset)
                 if content.absent(offset, end):
+                    if content.dropped:
+                        raise ValueError(f"{content.key}: read without a reference")
                     continue
                 before = content.evictions
                 data = await self._files.read(content.id, offset, end - offset)

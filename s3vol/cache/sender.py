@@ -19,7 +19,7 @@ import trio
 from s3vol.cache import records
 from s3vol.cache.base import CacheSettings
 from s3vol.cache.budget import ByteBudget
-from s3vol.cache.content import Attempt, CachedContent
+from s3vol.cache.content import Abandoned, Attempt, CachedContent
 from s3vol.cache.disk import DataFiles
 from s3vol.cache.fetch import Fetcher
 from s3vol.cache.journal import Journal
@@ -36,7 +36,7 @@ _STREAM_PARTS = 4  # of one file at a time, so that one fast writer does not tak
 
 
 class Sender:
-    """Of one cache. Raises what the store and the fetcher raise."""
+    """Of one cache. Raises what the store and the fetcher raise, and Abandoned."""
 
     def __init__(
         self,
@@ -122,6 +122,8 @@ class Sender:
             async with self.uploads, self._budget.hold(end - start):
                 body = await self.read(content, start, end) if spare is None else spare
                 if body is None:
+                    if content.dropped:
+                        raise Abandoned
                     continue
                 return await self._send(content, key, upload_id, number, body)
 
@@ -165,6 +167,8 @@ class Sender:
                 try:
                     await self._stream(content, stream)
                     return
+                except Abandoned:
+                    pass  # dropped while it was streamed
                 except S3volError:
                     self._health.count("streams_given_up")
                     content.unstreamable = True
@@ -183,13 +187,13 @@ class Sender:
         stream.metadata = without_times(content.metadata)
         stream.upload_id = await self.begin(content.key, stream.metadata, content.content_type, nonce)
         turns = trio.Semaphore(_STREAM_PARTS)
-        failures: list[S3volError] = []
+        failures: list[S3volError | Abandoned] = []
         async with trio.open_nursery() as nursery:
 
             async def send(number: int) -> None:
                 try:
                     await self.send_grid_part(content, stream, number)
-                except S3volError as failure:
+                except (S3volError, Abandoned) as failure:
                     failures.append(failure)
                 finally:
                     turns.release()

@@ -63,7 +63,7 @@ class Space:
         while self.missing_bytes(need_bytes) > 0:
             async with self._lock:
                 goal = self.missing_bytes(need_bytes)
-                if goal > 0 and not await self._evict(goal) and self.missing_bytes(need_bytes) > 0:
+                if goal > 0 and not await self.evict(goal) and self.missing_bytes(need_bytes) > 0:
                     raise NoSpace(
                         f"cache {self._directory.path}: {self._files.used_bytes} bytes of "
                         f"{self._settings.size_bytes} in use, "
@@ -78,7 +78,8 @@ class Space:
             content.recorded.difference_update(chunks)
             content.unrecorded.update(chunks)
 
-    async def _evict(self, goal_bytes: int) -> int:
+    async def evict(self, goal_bytes: int) -> int:
+        """Give up clean chunks of about `goal_bytes` together; returns how much it was, 0 when there are no more."""
         victims = self.lru.plan(goal_bytes, _length)
         if not victims:
             return 0

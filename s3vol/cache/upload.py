@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from s3vol.cache.base import State
-from s3vol.cache.content import CachedContent, Snapshot
+from s3vol.cache.content import Abandoned, CachedContent, Snapshot
 from s3vol.cache.guard import Guard
 from s3vol.cache.nonce import format_nonce, parts_etag
 from s3vol.cache.plan import Copy, Multipart, Upload, part_at, plan_publish
@@ -28,10 +28,6 @@ from s3vol.errors import Corrupt, NotFound
 from s3vol.failpoints import Point, hit
 from s3vol.store.base import Part, Store
 from s3vol.types import Version
-
-
-class Abandoned(Exception):
-    """The round is pointless: the content was cut or discarded meanwhile. Never leaves the cache."""
 
 
 @dataclass(frozen=True, slots=True)
