@@ -94,27 +94,27 @@ class Session:
 
         Raises S3volError when the mount cannot be made.
         """
-        with _libfuse_messages() as messages:
-            self._mount(messages)
-        try:
-            async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._obey_signals)  # first: a signal may not end a process that has a mount
+            self._mount()
+            try:
                 nursery.start_soon(self._notifier.run, events, on_event)
-                await nursery.start(self._obey_signals)
                 nursery.start_soon(self._announce)
                 await self._serve()
                 await self._drain_last()
-                nursery.cancel_scope.cancel()
-        finally:
-            with trio.CancelScope(shield=True):
-                await self._go()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._go()
+            nursery.cancel_scope.cancel()
 
-    def _mount(self, messages: Callable[[], str]) -> None:
+    def _mount(self) -> None:
         operations = _Watched(self._fs, self._notifier, suid=self._point.suid, on_init=self._serving.set)
-        try:
-            pyfuse3.init(operations, self._point.path, self._point.options())
-        except RuntimeError as error:
-            reason = messages() or str(error)
-            raise S3volError(f"{self._point.path}: cannot be mounted: {reason}") from None
+        with _libfuse_messages() as last_message:
+            try:
+                pyfuse3.init(operations, self._point.path, self._point.options())
+            except RuntimeError as error:
+                reason = last_message() or str(error)
+                raise S3volError(f"{self._point.path}: cannot be mounted: {reason}") from None
 
     async def serving(self) -> None:
         """Return when the kernel has been greeted: the first request is answered from here on."""
@@ -158,6 +158,7 @@ class Session:
 
     async def _drain_and_stop(self, deadline: float) -> None:
         await self._drain_until(deadline)
+        await self._serving.wait()
         pyfuse3.terminate()
         await trio.sleep(GRACE_S)
         self._stop.cancel()

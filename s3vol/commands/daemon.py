@@ -40,7 +40,8 @@ def in_foreground(work: Callable[[Ready], int]) -> int:
     """Run `work` here."""
 
     def ready(line: str, file: Path | None) -> None:
-        print(line, flush=True)
+        with contextlib.suppress(OSError):  # nobody reads our output: no reason to end
+            print(line, flush=True)
 
     return work(ready)
 
