@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from collections.abc import Awaitable
+
+import pytest
 
 from s3vol.cache.base import ContentCache
+from s3vol.errors import S3volError
 from s3vol.fs.base import Entry, FsSettings, Opened
 from s3vol.fs.filesystem import S3Fs
 from s3vol.store.base import FILE_TYPE, Store
@@ -142,3 +147,10 @@ class Foreign:
     def objects(self, *, own: bool = False) -> list[str]:
         """All keys, without those of s3vol itself."""
         return [key for key in self.store.bucket.keys if own or not key.startswith(".s3vol/")]
+
+
+async def fails(code: int, wanted: Awaitable[object]) -> None:
+    """Await `wanted` and expect this errno."""
+    with pytest.raises(S3volError) as caught:
+        await wanted
+    assert errno.errorcode[caught.value.errno] == errno.errorcode[code]

@@ -10,16 +10,9 @@ import pytest
 import trio
 
 from s3vol import layout
-from s3vol.errors import Conflict, PosixError, S3volError
+from s3vol.errors import Conflict, PosixError
 from tests.fs.conftest import Nodes
-from tests.fs.rig import USER, Foreign, Node
-
-
-async def fails(code: int, wanted: object) -> None:
-    """Await `wanted` and expect this errno."""
-    with pytest.raises(S3volError) as caught:
-        await wanted  # type: ignore[misc]  # any coroutine
-    assert errno.errorcode[caught.value.errno] == errno.errorcode[code]
+from tests.fs.rig import USER, Foreign, Node, fails
 
 
 async def test_what_is_closed_here_is_seen_at_the_next_open_there(a: Node, b: Node) -> None:

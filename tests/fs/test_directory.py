@@ -1,0 +1,111 @@
+"""readdir: order, cursors, pending files, and what the kernel may believe."""
+
+from __future__ import annotations
+
+import stat
+
+from s3vol.types import ROOT_INO
+from tests.fs.rig import Foreign, Node
+
+
+async def test_rows_come_in_the_order_of_keys_with_pending_files_among_them(a: Node, b: Node) -> None:
+    for name in ("b", "d"):
+        await b.write(name, b"x")
+    await b.mkdir("c")
+    await a.create("a")
+    await a.create("cc")
+    assert await a.names() == ["a", "b", "c", "cc", "d"]
+
+
+async def test_a_directory_of_many_pages_is_complete(a: Node, foreign: Foreign) -> None:
+    wanted = [f"f{number:04}" for number in range(2100)]
+    for name in wanted:
+        await foreign.put(name)
+    await a.create("f1500x")
+    assert await a.names() == sorted([*wanted, "f1500x"])
+
+
+async def test_a_cursor_means_the_same_row_while_names_come_and_go(a: Node, b: Node) -> None:
+    for number in range(200):
+        await b.write(f"f{number:03}", b"")
+    fh = await a.fs.opendir(ROOT_INO)
+    first = await a.fs.readdir(fh, 0)
+    await b.unlink("f000")
+    await b.write("a", b"")
+    at = first[9].cursor
+    assert (await a.fs.readdir(fh, at))[0].name == first[10].name
+    assert (await a.fs.readdir(fh, at))[0].name == first[10].name
+    names = [row.name for row in await a.fs.readdir(fh, 0)]
+    assert names[:2] == [b"a", b"f001"]
+
+
+async def test_a_listing_brings_the_attributes_of_its_files(a: Node, b: Node) -> None:
+    for number in range(50):
+        await a.write(f"f{number:02}", b"x" * number)
+    rows = await b.rows()
+    assert [attr.size for _, attr in rows] == list(range(50))
+    before = dict(b.controls.calls)
+    for name, _ in rows:
+        await b.stat(name)
+    assert dict(b.controls.calls) == before
+
+
+async def test_a_row_that_the_kernel_takes_is_a_lookup(a: Node, b: Node) -> None:
+    await a.write("f", b"xyz")
+    await a.mkdir("d")
+    fh = await b.fs.opendir(ROOT_INO)
+    rows = await b.fs.readdir(fh, 0)
+    for row in rows:
+        b.fs.remember(row.entry.attr.ino)
+    await b.fs.releasedir(fh)
+    directory, file = (row.entry.attr for row in rows)
+    assert (await b.fs.getattr(file.ino)).attr.size == 3
+    assert stat.S_ISDIR((await b.fs.getattr(directory.ino)).attr.mode)
+    assert b.fs.status()["inodes"] == 3
+    b.fs.forget([(file.ino, 1), (directory.ino, 1)])
+    assert b.fs.status()["inodes"] == 1
+
+
+async def test_numbers_of_rows_are_those_of_lookups(a: Node, b: Node) -> None:
+    await a.write("f", b"")
+    await a.rename("f", "g")
+    await a.write("f", b"")
+    await a.mkdir("d")
+    for node in (a, b):
+        for name, attr in await node.rows():
+            assert (await node.stat(name)).ino == attr.ino
+
+
+async def test_a_subdirectorys_attributes_expire_at_once(a: Node, b: Node) -> None:
+    await a.mkdir("d", 0o700)
+    fh = await b.fs.opendir(ROOT_INO)
+    (row,) = await b.fs.readdir(fh, 0)
+    assert row.entry.attr_ttl_s == 0
+    assert row.entry.entry_ttl_s > 0
+    b.fs.remember(row.entry.attr.ino)
+    assert stat.S_IMODE((await b.fs.getattr(row.entry.attr.ino)).attr.mode) == 0o700
+
+
+async def test_a_row_of_a_file_that_was_removed_here_meanwhile_is_not_to_be_believed(a: Node) -> None:
+    for number in range(100):
+        await a.write(f"f{number:02}", b"")
+    fh = await a.fs.opendir(ROOT_INO)
+    await a.fs.readdir(fh, 0)
+    await a.unlink("f99")
+    row = (await a.fs.readdir(fh, 99))[0]
+    assert (row.name, row.entry.entry_ttl_s, row.entry.attr_ttl_s) == (b"f99", 0, 0)
+
+
+async def test_a_row_shows_what_was_written_here_since_the_listing(a: Node) -> None:
+    await a.write("f", b"old")
+    fh = await a.fs.opendir(ROOT_INO)
+    await a.fs.readdir(fh, 0)
+    await a.write("f", b"longer")
+    (row,) = await a.fs.readdir(fh, 0)
+    assert row.entry.attr.size == 6
+
+
+async def test_creating_in_a_directory_changes_its_times_here(a: Node) -> None:
+    made = await a.mkdir("d")
+    await a.write("d/f", b"")
+    assert (await a.stat("d")).mtime_ns > made.mtime_ns
