@@ -17,7 +17,7 @@ demo: ## mount a directory as a bucket, write and read through the kernel, show 
 
 test: ## the whole suite: unit, real MinIO, kernel mounts, public POSIX suites
 	@tools/bootstrap test
-	@tools/test -m "not soak" $(ARGS)
+	@tools/test -m "not soak" --durations=15 $(ARGS)
 
 check: lint ## lint, types, layers, docs and the tests that need neither a server nor the kernel
 	@tools/test -m "not soak and not minio and not kernel" -q $(ARGS)
