@@ -93,7 +93,7 @@ class Learned:
         return fact if fact is not None and self.fresh(fact.at_s) else None
 
     def put_absent(self, path: str, ask: Ask) -> None:
-        """A lookup found neither file nor directory at `path`."""
+        """A lookup found nothing at all at `path`: no file, no directory, no tombstone."""
         if ask.stale(path):
             return
         if len(self._absent) >= self._limit:

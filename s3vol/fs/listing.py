@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import stat
 from dataclasses import dataclass, replace
+from math import inf
 
 from s3vol import layout
 from s3vol.errors import PosixError
@@ -39,6 +40,7 @@ class Listing:
     ask: Ask
     last: str | None
     cursor: str | None
+    buried: frozenset[str] = frozenset()  # keys with a tombstone: no file, and not free either
 
     def covers(self, path: str) -> bool:
         """True when a page that began at the start says whether `path` (no trailing `/`) is there."""
@@ -63,7 +65,7 @@ class Lister:
             # What is pending now may be published in the background before the reply is here: memory knows better.
             ask.keys.update(content.key for content in mount.cache.pending())
             page = await mount.store.list(prefix, delimiter=True, cursor=cursor, limit=PAGE_ROWS, metadata=True)
-            objects = await self._complete(page.objects, prefix)
+            objects, buried = await self._complete(page.objects, prefix)
         folders = set(page.prefixes)
         rows = [self._folder(key, ask) for key in page.prefixes if self._is_shown(key)]
         rows += [
@@ -76,11 +78,14 @@ class Lister:
         self._learn(directory, rows, marker, ask)
         if cursor is None:
             directory.listed_s, directory.singles, directory.huge = ask.at_s, 0, page.next_cursor is not None
+            made_here = ask.trees or any(key.endswith("/") for key in ask.keys)
+            directory.folders_s = -inf if directory.huge or made_here else ask.at_s
         last = max((*(info.key for info in page.objects), *page.prefixes), default=prefix)
-        return Listing(tuple(rows), marker, ask, None if page.next_cursor is None else last, page.next_cursor)
+        end = None if page.next_cursor is None else last
+        return Listing(tuple(rows), marker, ask, end, page.next_cursor, buried)
 
-    async def _complete(self, objects: tuple[ObjectInfo, ...], prefix: str) -> list[ObjectInfo]:
-        """The objects with their metadata, without those that have gone and without tombstones."""
+    async def _complete(self, objects: tuple[ObjectInfo, ...], prefix: str) -> tuple[list[ObjectInfo], frozenset[str]]:
+        """The objects with their metadata, without those that have gone; and the keys of tombstones, left out."""
         found: dict[str, ObjectInfo] = {info.key: info for info in objects if info.metadata is not None}
         bare = [info for info in objects if info.metadata is None and self._is_asked(info.key, prefix)]
         unknown: list[ObjectInfo] = []
@@ -97,7 +102,8 @@ class Lister:
                 found[info.key] = answer
 
         await for_each(unknown, ask, limit=HEADS)
-        return [info for info in found.values() if not layout.is_tombstone(info)]
+        buried = frozenset(key for key, info in found.items() if layout.is_tombstone(info))
+        return [info for key, info in found.items() if key not in buried], buried
 
     def _learn(self, directory: Inode, rows: list[Row], marker: ObjectInfo | None, ask: Ask) -> None:
         """Keep what the page says. No await."""

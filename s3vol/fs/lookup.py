@@ -4,8 +4,9 @@ Theory of operation. A positive answer may be as old as `attr_ttl_s`; "there is 
 after the question was asked, since another node may just have closed a new file. In a directory that was not listed
 yet the question is asked by listing its first page, which answers the next thousand as well; after that one HEAD and
 one LIST of a single key, side by side: `a` is a file if it is an object, a directory if `a/` or anything below it is.
-When both are there the directory is shown and the trouble counted. When single questions in a small directory keep
-finding files, it is listed again: a walk by names costs one LIST for each TTL and not a HEAD for each file.
+When both are there the directory is shown and the trouble counted. When many single questions are asked in a small
+directory, it is listed again: a walk by names costs one LIST for each TTL and not a HEAD for each file, and a name that
+is new there one HEAD, since the listing says which names are directories.
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ class Finder:
                 return Found(path, True, row.asked_s, looked=False)
             if row.key == path:
                 return Found(path, False, row.asked_s, row.info)
-        self._mount.learned.put_absent(path, listing.ask)
+        if path not in listing.buried:
+            self._mount.learned.put_absent(path, listing.ask)
         return None
 
     async def _ask(self, parent: Inode, path: str) -> Found | None:
@@ -129,20 +131,31 @@ class Finder:
         mount = self._mount
         while True:
             with mount.learned.asking() as ask:
-                info, below = await both(
-                    lambda: self._objects.head(path), lambda: self._objects.first_below(f"{path}/")
-                )
+                if self._is_no_directory(parent, path):
+                    info, below = await self._objects.head(path), None
+                else:
+                    info, below = await both(
+                        lambda: self._objects.head(path), lambda: self._objects.first_below(f"{path}/")
+                    )
             content = mount.cache.dirty(path)
             if content is not None:
                 return Found(path, False, ask.at_s, content=content)
             if not (ask.stale(path) or ask.stale(f"{path}/")):
                 return self._judge(parent, path, info, below, ask)
 
+    def _is_no_directory(self, parent: Inode, path: str) -> bool:
+        """True when a listing of a moment ago showed no such directory, and none was made here since.
+
+        Only files are owed to an open at once (close-to-open); a directory that another node makes may take the TTL.
+        """
+        return self._mount.learned.fresh(parent.folders_s) and self._mount.inodes.at(f"{path}/") is None
+
     def _judge(
         self, parent: Inode, path: str, info: ObjectInfo | None, below: ObjectInfo | None, ask: Ask
     ) -> Found | None:
         mount = self._mount
-        if info is not None and layout.is_tombstone(info):
+        buried = info is not None and layout.is_tombstone(info)
+        if buried:
             info = None
         if below is not None:
             if info is not None:
@@ -154,7 +167,9 @@ class Finder:
             parent.singles += 1
             mount.learned.put(path, info, ask)
             return Found(path, False, ask.at_s, info)
-        mount.learned.put_absent(path, ask)
+        parent.singles += 1
+        if not buried:
+            mount.learned.put_absent(path, ask)
         return None
 
     async def need(self, parent: Inode, path: str, *, now: bool = False) -> Found:

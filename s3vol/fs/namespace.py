@@ -47,10 +47,21 @@ class Namespace:
         if name in (b".", b".."):  # asked for by NFS servers on top of the mount only
             return await self._dots(directory, name)
         found = await self._finder.need(directory, mount.child(directory, name))
-        # No await from here: a forget of the kernel must not come between finding the inode and counting it.
+        # No await between finding the inode and counting it: a forget of the kernel must not come in between.
         inode = self._finder.inode(found)
         mount.inodes.remember(inode)
+        if inode.is_dir:
+            await self._complete(inode)  # a listing has told its name only
         return self._coherence.entry(inode, found.asked_s)
+
+    async def _complete(self, inode: Inode) -> None:
+        try:
+            await self._coherence.refresh(inode)
+        except BaseException as error:
+            self._mount.inodes.forget([(inode.ino, 1)])
+            if isinstance(error, PosixError) and error.errno == errno.ESTALE:
+                raise PosixError(errno.ENOENT, inode.was) from None  # it went since the listing
+            raise
 
     async def _dots(self, directory: Inode, name: bytes) -> Entry:
         inode: Inode | None = directory
@@ -69,9 +80,10 @@ class Namespace:
         path = mount.new_child(directory, name)
         mode = stat.S_IFREG | stat.S_IMODE(mode)
         async with mount.claims.hold(Claim(path)):
-            found = await self._existing(directory, path)
+            free = self._is_free(path)
+            found = None if free else await self._finder.find(directory, path)
             if found is None:
-                return await self._create_new(directory, path, mode, flags, caller)
+                return await self._create_new(directory, path, mode, flags, caller, free=free)
         if flags & os.O_EXCL:
             raise PosixError(errno.EEXIST, path)
         inode = self._finder.inode(found)
@@ -86,7 +98,7 @@ class Namespace:
         return opened, self._coherence.entry(inode)
 
     async def _create_new(
-        self, directory: Inode, path: str, mode: int, flags: int, caller: Caller
+        self, directory: Inode, path: str, mode: int, flags: int, caller: Caller, *, free: bool
     ) -> tuple[Opened, Entry]:
         mount, cache = self._mount, self._mount.cache
         metadata = self._metadata(directory, mode, 0, caller)
@@ -94,7 +106,8 @@ class Namespace:
             info = await self._claim(path, b"", metadata)
             content = cache.attach(info, content_type=FILE_TYPE)
         else:
-            await self._objects.await_absent(path)
+            if not free:
+                await self._objects.await_absent(path)
             self._mount.learned.changed(path)
             content = cache.create(path, metadata, content_type=FILE_TYPE)
             info = ObjectInfo(path, 0, "", mount.now_ns(), metadata)
@@ -130,6 +143,7 @@ class Namespace:
             inode.touched_ns = 0
             # Nothing is below it but what this node makes, until somebody else is told of it: no need to list it.
             inode.listed_s = mount.learned.now_s()
+            directory.folders_s = float("-inf")
             mount.touch(directory)
             mount.inodes.remember(inode)
             return self._coherence.entry(inode)
@@ -169,12 +183,13 @@ class Namespace:
         learned.changed(path)
         return info
 
+    def _is_free(self, path: str) -> bool:
+        """True when the lookup that the kernel has just sent found nothing at `path`; it counts once. No await."""
+        return self._mount.cache.dirty(path) is None and self._mount.learned.take_absent(path)
+
     async def _existing(self, directory: Inode, path: str) -> Found | None:
         """What is at `path`; the lookup that the kernel has just sent counts."""
-        mount = self._mount
-        if mount.cache.dirty(path) is None and mount.learned.take_absent(path):
-            return None
-        return await self._finder.find(directory, path)
+        return None if self._is_free(path) else await self._finder.find(directory, path)
 
     async def _refuse_existing(self, directory: Inode, path: str) -> None:
         if await self._existing(directory, path) is not None:

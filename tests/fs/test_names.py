@@ -103,7 +103,6 @@ async def test_rmdir_refuses_what_is_not_empty_here_or_in_the_bucket(a: Node, b:
     await b.unlink("d/theirs")
     await a.rmdir("d")
     assert foreign.objects() == []
-    await fails(errno.ENOENT, b.stat("d"))
 
 
 async def test_rmdir_removes_tombstones_that_were_left_behind(
@@ -179,7 +178,7 @@ async def test_a_name_can_be_used_again_while_the_old_file_is_open(a: Node) -> N
 
 async def test_foreign_keys_that_are_no_path_are_counted_once_and_not_shown(a: Node, foreign: Foreign) -> None:
     for key in ("d//x", "d/../y", "d/ok"):
-        await foreign.put(key, b"")
+        foreign.put_any(key)
     assert await a.names("d") == ["ok"]
     assert await a.names("d") == ["ok"]
     assert a.health.counts["foreign_keys"] == 2
@@ -209,7 +208,7 @@ async def test_absence_is_asked_for_each_time_and_a_create_uses_the_lookups_answ
     await fails(errno.ENOENT, a.stat("f"))
     await fails(errno.ENOENT, a.stat("f"))
     before = dict(a.controls.calls)
-    assert before["list"] == 2
+    assert (before["list"], before["head"]) == (1, 1)  # the listing says which names are directories, for a while
     await a.create("f")
     after = a.controls.calls
     assert (after["list"], after["put"]) == (before["list"], 0)
