@@ -2,8 +2,8 @@
 
 Exit statuses: 0 done; 1 failed; 2 bad input, nothing was done; 3 unmounted, but data is left in the journal.
 
-`mount_helper` is what mount(8) runs for `mount -t s3vol` and `mount -t fuse.s3vol`. Where that helper is not installed,
-mount(8) falls back to libfuse's mount.fuse, and that calls `s3vol SOURCE MOUNTPOINT -o ...` without a subcommand.
+`mount_helper` is what mount(8) runs for `mount -t s3vol` and `mount -t fuse.s3vol`. Where it is not installed, mount(8)
+falls back to libfuse's mount.fuse, and that calls `s3vol SOURCE MOUNTPOINT -o ...` without a subcommand.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class _Life:
             "quarantined": cache.quarantined,
             "endpoint": endpoint_values(self.health, self.endpoint, now_s),
             "capabilities": dataclasses.asdict(self.store.capabilities),
-            "files": self.fs.status(),
+            "files": {name: value for name, value in self.fs.status().items() if name not in ("counts", "mode")},
             "counters": dict(sorted(self.health.counts.items())),
         }
 
