@@ -6,7 +6,7 @@ yet the question is asked by listing its first page, which answers the next thou
 one LIST of a single key, side by side: `a` is a file if it is an object, a directory if `a/` or anything below it is.
 When both are there the directory is shown and the trouble counted. When many single questions are asked in a small
 directory, it is listed again: a walk by names costs one LIST for each TTL and not a HEAD for each file, and a name that
-is new there one HEAD, since the listing says which names are directories.
+is new there two HEADs, of the file and of the marker, since the listing says which prefixes are directories.
 """
 
 from __future__ import annotations
@@ -131,24 +131,25 @@ class Finder:
         mount = self._mount
         while True:
             with mount.learned.asking() as ask:
-                if self._is_no_directory(parent, path):
-                    info, below = await self._objects.head(path), None
-                else:
-                    info, below = await both(
-                        lambda: self._objects.head(path), lambda: self._objects.first_below(f"{path}/")
-                    )
+                info, below = await both(lambda: self._objects.head(path), lambda: self._directory(parent, path))
             content = mount.cache.dirty(path)
             if content is not None:
                 return Found(path, False, ask.at_s, content=content)
             if not (ask.stale(path) or ask.stale(f"{path}/")):
                 return self._judge(parent, path, info, below, ask)
 
-    def _is_no_directory(self, parent: Inode, path: str) -> bool:
-        """True when a listing of a moment ago showed no such directory, and none was made here since.
+    async def _directory(self, parent: Inode, path: str) -> ObjectInfo | None:
+        """The marker, or else the first object below `path`.
 
-        Only files are owed to an open at once (close-to-open); a directory that another node makes may take the TTL.
+        When a listing of a moment ago showed no such directory, only a marker is asked for: a directory that another node
+        has made since has one, and files closed in it are owed to the next open. One that exists only because a foreign
+        tool has put keys below its name may take the TTL.
         """
-        return self._mount.learned.fresh(parent.folders_s) and self._mount.inodes.at(f"{path}/") is None
+        key = f"{path}/"
+        if self._mount.learned.fresh(parent.folders_s) and self._mount.inodes.at(key) is None:
+            marker = await self._objects.head(key)
+            return None if marker is None or layout.is_tombstone(marker) else marker
+        return await self._objects.first_below(key)
 
     def _judge(
         self, parent: Inode, path: str, info: ObjectInfo | None, below: ObjectInfo | None, ask: Ask

@@ -24,6 +24,7 @@ from s3vol import layout
 from s3vol.cache.base import Content, State
 from s3vol.errors import PosixError, PreconditionFailed, Unavailable
 from s3vol.failpoints import Point, hit
+from s3vol.fs import attributes
 from s3vol.fs.claims import Claim
 from s3vol.fs.coherence import Coherence
 from s3vol.fs.context import Mount
@@ -122,10 +123,10 @@ class TreeRename:
         """The directory exists under its new name before anything is in it, with the attributes it had."""
         marker = await self._objects.head(intent.source)
         if marker is None:
-            inode = self._mount.inodes.at(intent.source)
-            if inode is None or await self._objects.head(intent.target) is not None:
+            if await self._objects.head(intent.target) is not None:
                 return
-            metadata = layout.encode_attr(inode.posix(), {})
+            default = attributes.default_directory(self._mount.owner, self._mount.started_ns)
+            metadata = layout.encode_attr(default, {})
         else:
             metadata = self._copier.metadata(marker)
         await self._objects.put(intent.target, b"", metadata, content_type=DIRECTORY_TYPE)

@@ -230,6 +230,8 @@ class MemoryCache:
 
     async def _load(self, content: MemoryContent) -> None:
         """Fetch what is missing, as of the base."""
+        if content.size == 0:
+            content.body = bytearray() if content.body is None else content.body
         if content.body is None:
             assert content.base is not None
             body = await self._store.get(content.key, 0, content.size, if_match=content.base.etag)

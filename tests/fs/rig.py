@@ -13,7 +13,7 @@ from s3vol.cache.base import ContentCache
 from s3vol.errors import S3volError
 from s3vol.fs.base import Entry, FsSettings, Opened
 from s3vol.fs.filesystem import S3Fs
-from s3vol.store.base import FILE_TYPE, Store
+from s3vol.store.base import ANY, FILE_TYPE, Store
 from s3vol.store.fault import FaultControls, FaultStore
 from s3vol.store.memory import MemoryBucket, MemoryStore
 from s3vol.types import ROOT_INO, Attr, AttrChange, Caller, Fh, Health, Ino
@@ -140,6 +140,10 @@ class Foreign:
 
     async def put(self, key: str, body: bytes = b"", **metadata: str) -> None:
         await self.store.put(key, body, metadata=metadata, content_type=FILE_TYPE)
+
+    def put_any(self, key: str) -> None:
+        """An empty object under a key that our own stores refuse to write."""
+        self.store.bucket.commit(key, b"", "etag", {}, FILE_TYPE, ANY)
 
     async def body(self, key: str) -> bytes:
         return bytes(await self.store.get(key, 0, 1 << 20))

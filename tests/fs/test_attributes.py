@@ -141,18 +141,18 @@ async def test_headers_of_other_tools_stay_with_the_file(a: Node, foreign: Forei
 
 
 async def test_a_file_full_of_foreign_headers_can_be_written_and_says_e2big_to_chmod(a: Node, foreign: Foreign) -> None:
-    await foreign.put("f", b"abc", filler="x" * 2000)
+    await foreign.put("f", b"abc", filler="x" * 1940)
     await fails(errno.E2BIG, a.setattr("f", mode=0o600))
     await a.write("f", b"new")
     assert await foreign.body("f") == b"new"
     await a.rename("f", "g")
-    assert ((await foreign.store.head("g")).metadata or {})["filler"] == "x" * 2000
+    assert ((await foreign.store.head("g")).metadata or {})["filler"] == "x" * 1940
 
 
 async def test_extended_attributes_are_kept_with_the_object(a: Node, b: Node) -> None:
     await a.write("f", b"abc")
     await a.mkdir("d")
-    for path in ("f", "d", ""):
+    for path in ("", "f", "d"):
         ino = (await a.stat(path)).ino
         await a.fs.setxattr(ino, b"user.colour", b"\0red")
         await a.fs.setxattr(ino, b"user.shape", b"")

@@ -28,6 +28,13 @@ async def test_a_name_that_was_absent_a_moment_ago_is_found(a: Node, b: Node) ->
     assert (await b.stat("f")).size == 1
 
 
+async def test_a_new_directory_and_what_was_closed_in_it_are_found_at_once(a: Node, b: Node) -> None:
+    await fails(errno.ENOENT, b.stat("d"))
+    await a.mkdir("d")
+    await a.write("d/f", b"x")
+    assert await b.read("d/f") == b"x"
+
+
 async def test_a_file_is_not_in_the_bucket_before_it_is_closed(a: Node, b: Node, foreign: Foreign) -> None:
     fh = await a.create("f")
     await a.fs.write(fh, 0, b"x")

@@ -206,7 +206,6 @@ async def test_lookups_in_an_unknown_directory_cost_one_listing(a: Node, b: Node
 
 async def test_absence_is_asked_for_each_time_and_a_create_uses_the_lookups_answer(a: Node) -> None:
     await fails(errno.ENOENT, a.stat("f"))
-    await fails(errno.ENOENT, a.stat("f"))
     before = dict(a.controls.calls)
     assert (before["list"], before["head"]) == (1, 1)  # the listing says which names are directories, for a while
     await a.create("f")
