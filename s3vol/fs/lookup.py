@@ -141,9 +141,9 @@ class Finder:
     async def _directory(self, parent: Inode, path: str) -> ObjectInfo | None:
         """The marker, or else the first object below `path`.
 
-        When a listing of a moment ago showed no such directory, only a marker is asked for: a directory that another node
-        has made since has one, and files closed in it are owed to the next open. One that exists only because a foreign
-        tool has put keys below its name may take the TTL.
+        When a listing of a moment ago showed no such directory, only a marker is asked for: a directory that another
+        node has made since has one, and files closed in it are owed to the next open. One that exists only because a
+        foreign tool has put keys below its name may take the TTL.
         """
         key = f"{path}/"
         if self._mount.learned.fresh(parent.folders_s) and self._mount.inodes.at(key) is None:
