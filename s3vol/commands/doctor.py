@@ -31,6 +31,7 @@ from s3vol.types import Health
 SCAN_MAX_KEYS = 10_000  # ten requests, less than a second on a LAN
 SKEW_MAX_S = 15 * 60  # S3 and MinIO refuse a signature that is older
 _EXAMPLES = 5
+_PAGE_KEYS = 1000
 _ROUND_TRIPS = 5
 _SLOW_MS = 100.0
 
@@ -75,7 +76,7 @@ async def _examine(source: Source, settings: StoreSettings) -> Facts:
     if source.kind != "s3":
         store = await open_store(source, settings)
         try:
-            return await _gather(store, await _local_values(store))
+            return await gather(store, await _local_values(store))
         finally:
             await store.aclose()
     backend = await open_s3(source, settings, capabilities=Capabilities())  # `examine` probes
@@ -91,7 +92,7 @@ async def _examine(source: Source, settings: StoreSettings) -> Facts:
             "capabilities": found.capabilities,
         }
         store = compose(backend.with_capabilities(found.capabilities), settings, Health())
-        return await _gather(store, values)
+        return await gather(store, values)
     finally:
         await backend.aclose()
 
@@ -113,12 +114,13 @@ async def _local_values(store: Store) -> dict[str, Any]:
     }
 
 
-async def _gather(store: Store, values: Mapping[str, Any]) -> Facts:
+async def gather(store: Store, values: Mapping[str, Any]) -> Facts:
+    """The facts of `values` and those of a listing of at most SCAN_MAX_KEYS keys (rounded up to a page)."""
     scanned, complete, foreign, hidden = 0, False, [], 0
     cursor = None
     previous = ""
     while scanned < SCAN_MAX_KEYS and not complete:
-        page = await store.list("", delimiter=False, cursor=cursor, metadata=False)
+        page = await store.list("", delimiter=False, cursor=cursor, limit=_PAGE_KEYS, metadata=False)
         keys = [info.key for info in page.objects if not layout.is_reserved(info.key)]
         scanned += len(keys)
         foreign += [key for key in keys if not layout.is_path(key)]
@@ -167,6 +169,10 @@ def judge(facts: Facts) -> tuple[list[str], list[str]]:
             advice.append("conditional multipart completion does not work: large files are published by a single PUT")
         if not able.copy_part:
             advice.append("UploadPartCopy does not work: renames and small changes of large files send the whole file")
+    if able.hides_children and not facts.read_only:
+        advice.append(
+            "here an object `a` hides every `a/...` from listings: other tools must not make both, s3vol never does"
+        )
     if not able.list_metadata and facts.clock_skew_s is not None:
         advice.append("listings bring no attributes: `ls -l` of a directory asks for each file once")
     if facts.clock_skew_s is not None and abs(facts.clock_skew_s) > SKEW_MAX_S / 3:

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 
 from s3vol.cli import main, mount_helper, parse
-from s3vol.commands.doctor import Facts, beside, judge, report
+from s3vol.commands.doctor import Facts, beside, gather, judge, report
 from s3vol.commands.flush import inner_path
 from s3vol.commands.plan import volume_name
 from s3vol.errors import Conflict, NotFound, PosixError, Unavailable, UsageError
 from s3vol.runtime import Record
 from s3vol.status import endpoint_values, record_values, render
-from s3vol.store.base import Capabilities
-from s3vol.types import Health
+from s3vol.store.base import Capabilities, Page
+from s3vol.store.memory import MemoryStore
+from s3vol.types import Health, ObjectInfo
 from s3vol_fuse import reply
 
 # The command line.
@@ -147,6 +148,29 @@ def test_what_only_costs_time_is_advice() -> None:
         problems, advice = judged(**changes)
         assert problems == ""
         assert words in advice
+
+
+class Listed(MemoryStore):
+    """A store that lists keys which s3vol would never make, two a page."""
+
+    keys = (".s3vol/format.json", "a/../b", "a//b", "a/b", "x", "x/y", "z/")
+
+    async def list(self, prefix: str, *, cursor: str | None = None, **options: Any) -> Page:
+        at = int(cursor or 0)
+        objects = tuple(ObjectInfo(key, 0, "", 0) for key in self.keys[at : at + 2])
+        return Page(objects, (), str(at + 2) if at + 2 < len(self.keys) else None)
+
+
+async def test_a_bounded_listing_counts_keys_that_are_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Listed()
+    values = {name: getattr(FACTS, name) for name in ("endpoint", "server", "region", "clock_skew_s", "round_trip_ms")}
+    values |= {"read_only": False, "capabilities": store.capabilities}
+    facts = await gather(store, values)
+    assert (facts.keys_scanned, facts.scan_complete, facts.format_present) == (6, True, False)
+    assert (facts.foreign_keys, facts.foreign_examples, facts.hidden_files) == (2, ("a/../b", "a//b"), 1)
+    monkeypatch.setattr("s3vol.commands.doctor.SCAN_MAX_KEYS", 1)
+    facts = await gather(store, values)
+    assert (facts.keys_scanned, facts.scan_complete) == (1, False)
 
 
 def test_an_object_beside_a_directory_of_its_name_is_counted() -> None:
