@@ -336,6 +336,24 @@ def test_what_cannot_be_published_in_time_is_told_kept_and_published_by_the_next
     assert bucket.read("f") == b"late" * 1000
 
 
+@pytest.mark.minio
+def test_a_second_signal_cuts_the_drain_short(mount: MountFactory, minio: Minio) -> None:
+    here = mount("a", "--write-back", "--drain-timeout", "1h")
+    fd = os.open(here.path / "f", os.O_WRONLY | os.O_CREAT)
+    minio.kill()
+    try:
+        os.write(fd, b"pending")
+        os.close(fd)
+        os.kill(here.pid, signal.SIGTERM)
+        wait_for(lambda: "SIGTERM: draining" in here.log, 10, "the first signal")
+        assert here.alive()
+        assert here.terminate(timeout_s=30) == 3
+    finally:
+        minio.restart()
+    again = mount("a")
+    assert (again.path / "f").read_bytes() == b"pending"
+
+
 def test_a_killed_mount_is_shown_as_dead_and_umount_takes_it_away(node: Node, tmp_path: Path) -> None:
     (tmp_path / "objects").mkdir()
     here = node.mount(f"file://{tmp_path / 'objects'}")

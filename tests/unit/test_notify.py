@@ -1,0 +1,92 @@
+"""Notifications to the kernel may block: nobody waits for them without a bound, and none outlives the session."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Iterator
+
+import pyfuse3
+import pytest
+import trio
+import trio.testing
+
+from s3vol.types import Event, Ino, Invalidation, WriteError
+from s3vol_fuse import notify
+from s3vol_fuse.notify import Notifier
+
+
+class Kernel:
+    """What pyfuse3 was asked to tell, and a gate that makes notifications of pages block."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[object, ...]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.answer: OSError | None = None
+
+    def invalidate_inode(self, ino: int, attr_only: bool = False) -> None:
+        self.gate.wait()
+        self.told.append((ino, attr_only))
+        if self.answer:
+            raise self.answer
+
+    def invalidate_entry(self, parent: int, name: bytes, deleted: int = 0) -> None:
+        self.told.append((parent, name))
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    """A kernel in place of pyfuse3's."""
+    made = Kernel()
+    monkeypatch.setattr(pyfuse3, "invalidate_inode", made.invalidate_inode)
+    monkeypatch.setattr(pyfuse3, "invalidate_entry", made.invalidate_entry)
+    yield made
+    made.gate.set()
+
+
+async def test_invalidations_are_passed_on_and_other_events_go_elsewhere(kernel: Kernel) -> None:
+    sender, events = trio.open_memory_channel[Event](10)
+    others: list[Event] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Notifier().run, events, others.append)
+        async with sender:
+            await sender.send(Invalidation(Ino(5)))
+            await sender.send(Invalidation(Ino(6), attr_only=True))
+            await sender.send(Invalidation(Ino(1), b"name"))
+            await sender.send(WriteError("key", "why"))
+    assert sorted(map(str, kernel.told)) == ["(1, b'name')", "(5, False)", "(6, True)"]
+    assert others == [WriteError("key", "why")]
+
+
+async def test_an_open_waits_for_stale_pages_with_a_bound(
+    kernel: Kernel, autojump_clock: trio.testing.MockClock
+) -> None:
+    notifier = Notifier()
+    assert await notifier.forget_content(Ino(5))
+    kernel.gate.clear()
+    began = trio.current_time()
+    assert not await notifier.forget_content(Ino(5))
+    assert trio.current_time() - began == notify.PAGES_S
+
+
+async def test_the_end_waits_for_a_notification_in_progress_and_lets_no_new_one_begin(
+    kernel: Kernel, autojump_clock: trio.testing.MockClock
+) -> None:
+    notifier = Notifier()
+    kernel.gate.clear()
+    with trio.move_on_after(1):
+        await notifier.forget_content(Ino(5))
+    assert not await notifier.settled(2)
+    kernel.gate.set()
+    autojump_clock.rate = 1  # from here on a thread has to get its turn
+    assert await notifier.settled(10)
+    assert kernel.told == [(5, False)]
+    assert await notifier.forget_content(Ino(6))
+    assert kernel.told == [(5, False)]
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOTCONN, errno.ENODEV])
+async def test_what_the_kernel_does_not_hold_needs_no_notification(kernel: Kernel, number: int) -> None:
+    kernel.answer = OSError(number, "no")
+    assert await Notifier().forget_content(Ino(5))
