@@ -64,7 +64,6 @@ class Inode:
     touched_ns: int = 0  # newest change of entries made here; kept in memory only
     changed_s: float = -inf  # when this node made or removed an entry last
     listed_s: float = -inf  # when a listing of it began last
-    folders_s: float = -inf  # when a listing began that showed all its subdirectories, and none was made here since
     singles: int = 0  # names found one by one since then
     huge: bool = False  # its first page did not cover all of it
     orphans: list[str] = field(default_factory=list)  # objects that keep its bytes for open handles

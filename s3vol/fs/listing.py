@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import stat
 from dataclasses import dataclass, replace
-from math import inf
 
 from s3vol import layout
 from s3vol.errors import PosixError
@@ -78,8 +77,6 @@ class Lister:
         self._learn(directory, rows, marker, ask)
         if cursor is None:
             directory.listed_s, directory.singles, directory.huge = ask.at_s, 0, page.next_cursor is not None
-            made_here = ask.trees or any(key.endswith("/") for key in ask.keys)
-            directory.folders_s = -inf if directory.huge or made_here else ask.at_s
         last = max((*(info.key for info in page.objects), *page.prefixes), default=prefix)
         end = None if page.next_cursor is None else last
         return Listing(tuple(rows), marker, ask, end, page.next_cursor, buried)

@@ -143,7 +143,6 @@ class Namespace:
             inode.touched_ns = 0
             # Nothing is below it but what this node makes, until somebody else is told of it: no need to list it.
             inode.listed_s = mount.learned.now_s()
-            directory.folders_s = float("-inf")
             mount.touch(directory)
             mount.inodes.remember(inode)
             return self._coherence.entry(inode)

@@ -118,10 +118,7 @@ class Rename:
                     await self._removal.check_empty(f"{new}/")
                 layout.check_key(f"{new}/")
                 await self._removal.ensure_marker(directory)
-                try:
-                    await self._tree.rename(f"{old}/", f"{new}/")
-                finally:
-                    new_directory.folders_s = float("-inf")
+                await self._tree.rename(f"{old}/", f"{new}/")
             mount.touch(directory)
             mount.touch(new_directory)
 
