@@ -21,11 +21,13 @@ class Kernel:
 
     def __init__(self) -> None:
         self.told: list[tuple[object, ...]] = []
+        self.entered = threading.Event()
         self.gate = threading.Event()
         self.gate.set()
         self.answer: OSError | None = None
 
     def invalidate_inode(self, ino: int, attr_only: bool = False) -> None:
+        self.entered.set()
         self.gate.wait()
         self.told.append((ino, attr_only))
         if self.answer:
@@ -59,27 +61,34 @@ async def test_invalidations_are_passed_on_and_other_events_go_elsewhere(kernel:
     assert others == [WriteError("key", "why")]
 
 
-async def test_an_open_waits_for_stale_pages_with_a_bound(
-    kernel: Kernel, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_an_open_waits_for_stale_pages_with_a_bound(kernel: Kernel, mock_clock: trio.testing.MockClock) -> None:
     notifier = Notifier()
     assert await notifier.forget_content(Ino(5))
     kernel.gate.clear()
-    began = trio.current_time()
-    assert not await notifier.forget_content(Ino(5))
-    assert trio.current_time() - began == notify.PAGES_S
+    dropped: list[bool] = []
+
+    async def drop() -> None:
+        dropped.append(await notifier.forget_content(Ino(5)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(drop)
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(notify.PAGES_S - 0.1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert dropped == []
+        mock_clock.jump(0.1)
+    assert dropped == [False]
 
 
-async def test_the_end_waits_for_a_notification_in_progress_and_lets_no_new_one_begin(
-    kernel: Kernel, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_the_end_waits_for_a_notification_in_progress_and_lets_no_new_one_begin(kernel: Kernel) -> None:
     notifier = Notifier()
     kernel.gate.clear()
-    with trio.move_on_after(1):
-        await notifier.forget_content(Ino(5))
-    assert not await notifier.settled(2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notifier.forget_content, Ino(5))
+        await trio.to_thread.run_sync(kernel.entered.wait)
+        nursery.cancel_scope.cancel()  # the thread is left behind, inside the notification
+    assert not await notifier.settled(0)
     kernel.gate.set()
-    autojump_clock.rate = 1  # from here on a thread has to get its turn
     assert await notifier.settled(10)
     assert kernel.told == [(5, False)]
     assert await notifier.forget_content(Ino(6))
