@@ -55,6 +55,7 @@ class Orphans:
         key = f"{layout.ORPHANS}{self._mount.settings.node}/{secrets.token_hex(8)}"
         cache.note(NOTES, key, "1")
         await cache.sync_notes()
+        await cache.publish(content)  # it is clean: waits for a publisher that is just letting go of it
         source = ObjectInfo(content.key, content.size, content.base.etag, 0, content.metadata)
         try:
             copied = await self._objects.copy(source, key, {}, ABSENT)

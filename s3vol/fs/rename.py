@@ -174,6 +174,7 @@ class Rename:
                 raise PosixError(errno.ENOENT, old)
             content = cache.attach(source, content_type=source.content_type or FILE_TYPE)
             try:
+                await cache.publish(content)  # it is clean: waits for a publisher that is just letting go of it
                 body = None
                 if source.size <= SMALL_BYTES:
                     try:

@@ -98,6 +98,10 @@ class TreeRename:
     async def _pending(self, intent: Intent) -> None:
         """Unpublished files below: moved in the cache if they were never published, else published first."""
         cache, inodes = self._mount.cache, self._mount.inodes
+        for inode in inodes.below(intent.source):
+            for content in self._mount.handles.contents_of(inode):
+                if content.state is State.CLEAN:
+                    await cache.publish(content)  # waits for a publisher that is just letting go of it
         for content in [c for c in cache.pending() if c.key.startswith(intent.source)]:
             inode = inodes.at(content.key)
             if inode is not None:

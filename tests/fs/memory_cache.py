@@ -146,11 +146,11 @@ class MemoryCache:
 
     async def publish(self, content: Content) -> Version:
         content = _own(content)
-        await self._load(content)
-        assert content.body is not None
         if content.state is not State.DIRTY:
             assert content.base is not None
             return content.base
+        await self._load(content)
+        assert content.body is not None
         body, metadata = bytes(content.body), content.metadata
         sent = {**metadata, NONCE: f"{self._node}.cache.{next(self._count)}"}
         condition = ABSENT if content.base is None else matches(content.base.etag)

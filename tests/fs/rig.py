@@ -10,7 +10,7 @@ from collections.abc import Awaitable
 import pytest
 
 from s3vol.cache.base import ContentCache
-from s3vol.errors import S3volError
+from s3vol.errors import PosixError, S3volError
 from s3vol.fs.base import Entry, FsSettings, Opened
 from s3vol.fs.filesystem import S3Fs
 from s3vol.store.base import ANY, FILE_TYPE, Store
@@ -54,8 +54,12 @@ class Node:
         return (await self.entry(path)).attr
 
     async def parent(self, path: str) -> tuple[Ino, bytes]:
+        """Inode and name, as the kernel's walk finds them."""
         folder, _, name = path.rpartition("/")
-        return (await self.stat(folder)).ino, name.encode()
+        found = await self.stat(folder)
+        if not found.is_dir:
+            raise PosixError(errno.ENOTDIR, folder)
+        return found.ino, name.encode()
 
     async def open(self, path: str, flags: int = os.O_RDONLY) -> Opened:
         return await self.fs.open((await self.stat(path)).ino, flags)
