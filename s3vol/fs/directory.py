@@ -14,6 +14,7 @@ from __future__ import annotations
 import bisect
 import stat
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 
 from s3vol import layout
@@ -28,6 +29,7 @@ from s3vol.fs.lookup import Finder, Found
 from s3vol.types import Fh, Ino, ObjectInfo
 
 REPLY_ROWS = 64  # the kernel asks with one page of memory, which 30 rows with attributes fill
+FULL_ROWS = 4 * REPLY_ROWS  # behind the cursor rows keep their attributes so far: 1 KB each, of a million rows 1 GB
 
 
 class Directories:
@@ -62,7 +64,16 @@ class Directories:
         rows = handle.rows[cursor : cursor + REPLY_ROWS]
         entries = [self._entry(handle, row, cursor + index + 1) for index, row in enumerate(rows)]
         handle.offered = {entry.entry.attr.ino: row for entry, row in zip(entries, rows, strict=True)}
+        self._slim(handle, cursor - FULL_ROWS)
         return entries
+
+    def _slim(self, handle: DirHandle, end: int) -> None:
+        """Rows that were given out long ago keep name and type: a seek back to them is possible, and rare."""
+        for index in range(handle.slim, end):
+            row = handle.rows[index]
+            if row.info is not None:
+                handle.rows[index] = Row(row.key, None, -inf, self._coherence.kind(row.info))
+        handle.slim = max(handle.slim, end)
 
     def remember(self, ino: Ino) -> None:
         """The frontend has given a row to the kernel, which counts as a lookup. PosixError(ESTALE): not ours."""
@@ -77,7 +88,7 @@ class Directories:
 
     def _rewind(self, handle: DirHandle) -> None:
         handle.rows.clear()
-        handle.names.clear()
+        handle.slim = 0
         handle.store_cursor, handle.complete = None, False
         prefix = handle.inode.key or ""
         pending = (c.key for c in self._mount.cache.pending() if layout.parent_key(c.key) == prefix)
@@ -93,15 +104,17 @@ class Directories:
             if key not in rows and self._mount.cache.dirty(key) is not None:
                 rows[key] = self._pending(key)
         for key in sorted(rows):
-            row = rows[key]
-            if row.name not in handle.names:  # `a` may be on one page and `a/` on the next
-                handle.names.add(row.name)
-                handle.rows.append(row)
+            if not (key.endswith("/") and self._has(handle, key[:-1])):  # `a` may be on one page and `a/` on the next
+                handle.rows.append(rows[key])
+
+    def _has(self, handle: DirHandle, key: str) -> bool:
+        at = bisect.bisect_left(handle.rows, key, key=lambda row: row.key)
+        return at < len(handle.rows) and handle.rows[at].key == key
 
     def _pending(self, key: str) -> Row:
         content = self._mount.cache.dirty(key)
         size, metadata = (content.size, content.metadata) if content is not None else (0, {})
-        return Row(layout.name_of(key), key, ObjectInfo(key, size, "", 0, metadata), -inf)
+        return Row(key, ObjectInfo(key, size, "", 0, metadata), -inf)
 
     def _entry(self, handle: DirHandle, row: Row, cursor: int) -> DirEntry:
         return DirEntry(row.name.encode(), self._attributes(handle, row), cursor)
@@ -118,6 +131,8 @@ class Directories:
             return Entry(entry.attr, entry.attr_ttl_s, named_ttl_s)
         if row.info is None or found.is_dir:
             posix = attributes.default_directory(mount.owner, mount.started_ns)
+            if row.kind:
+                posix = replace(posix, mode=row.kind)
             size, ttl_s = 0, 0.0
         else:
             info = row.info
@@ -138,4 +153,4 @@ class Directories:
         content = self._mount.cache.dirty(path)
         if content is not None:
             return Found(path, False, asked_s, content=content)
-        return Found(path, row.is_dir, asked_s, row.info, looked=not row.is_dir)
+        return Found(path, row.is_dir, asked_s, row.info, looked=not row.is_dir, kind=row.kind)

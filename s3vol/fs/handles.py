@@ -19,17 +19,25 @@ from s3vol.types import Fh, Ino, ObjectInfo
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One name of a directory, as a listing (or pending content) shows it. `info` is None for a subdirectory."""
+    """One name of a directory, as a listing (or pending content) shows it.
 
-    name: str
+    `info` is None for a subdirectory, and for a file that was given out long ago: then `kind` is left of it.
+    """
+
     key: str
     info: ObjectInfo | None
     asked_s: float
+    kind: int = 0  # type bits of a row without `info`; 0: a directory
+
+    @property
+    def name(self) -> str:
+        """The last component."""
+        return self.key.removesuffix("/").rpartition("/")[2]
 
     @property
     def is_dir(self) -> bool:
         """True for a subdirectory."""
-        return self.info is None
+        return self.info is None and self.kind == 0
 
 
 @dataclass(eq=False, slots=True)
@@ -49,7 +57,7 @@ class DirHandle:
     fh: Fh
     inode: Inode
     rows: list[Row] = field(default_factory=list)
-    names: set[str] = field(default_factory=set)  # given out so far
+    slim: int = 0  # rows up to here have lost their `info`
     local: list[str] = field(default_factory=list)  # keys of pending files, sorted, not merged yet
     store_cursor: str | None = None
     complete: bool = False

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 from s3vol.types import ObjectInfo
 
-LIMIT = 100_000
-"""Entries kept at most; about 500 bytes each."""
+LIMIT = 50_000
+"""Entries kept at most, about 1 KB each with their headers; those that have expired go as new ones come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,7 @@ class Learned:
             return
         self._facts.pop(key, None)  # so that the dictionary is in order of age
         self._facts[key] = Fact(info, ask.at_s)
-        if len(self._facts) > self._limit:
-            self._prune()
+        self._prune()
 
     def get(self, key: str) -> Fact | None:
         """What is known of `key` and still believed."""
@@ -125,6 +124,9 @@ class Learned:
         self._absent.clear()
 
     def _prune(self) -> None:
-        # The oldest tenth goes at once, so that the cost of a sweep is shared by many insertions.
-        for key in list(self._facts)[: max(1, self._limit // 10)]:
+        # Two for each that comes: what has expired is gone soon, and no insertion has to pay for a sweep.
+        for _ in range(2):
+            key = next(iter(self._facts))
+            if len(self._facts) <= self._limit and self.fresh(self._facts[key].at_s):
+                return
             del self._facts[key]

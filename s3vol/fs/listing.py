@@ -68,7 +68,7 @@ class Lister:
         folders = set(page.prefixes)
         rows = [self._folder(key, ask) for key in page.prefixes if self._is_shown(key)]
         rows += [
-            Row(layout.name_of(info.key), info.key, info, ask.at_s)
+            Row(info.key, info, ask.at_s)
             for info in objects
             if info.key != prefix and self._is_shown(info.key) and not self._is_shadowed(info.key, folders)
         ]
@@ -117,7 +117,7 @@ class Lister:
             self._coherence.adopt_directory(directory, marker, ask.at_s)
 
     def _folder(self, key: str, ask: Ask) -> Row:
-        return Row(layout.name_of(key), key, None, ask.at_s)
+        return Row(key, None, ask.at_s)
 
     def _is_asked(self, key: str, prefix: str) -> bool:
         return key == prefix or self._is_shown(key)

@@ -44,6 +44,7 @@ class Found:
     info: ObjectInfo | None = None
     content: Content | None = None
     looked: bool = True  # a directory's marker was looked for; False: seen as a prefix only
+    kind: int = 0  # of a file of which only the type is left
 
     @property
     def key(self) -> str:
@@ -93,7 +94,8 @@ class Finder:
             if new:
                 coherence.adopt_content(inode, found.content)
             return inode
-        assert found.info is not None, "a file that was found has an object or pending content"
+        if found.info is None:
+            return mount.inodes.ensure(found.key, found.kind)[0]
         mode = layout.decode_attr(found.info, mount.owner, is_dir=False).mode
         inode, _ = mount.inodes.ensure(found.key, mode)
         coherence.adopt(inode, found.info, found.asked_s)

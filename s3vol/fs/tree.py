@@ -98,8 +98,8 @@ class TreeRename:
     async def _pending(self, intent: Intent) -> None:
         """Unpublished files below: moved in the cache if they were never published, else published first."""
         cache, inodes = self._mount.cache, self._mount.inodes
-        for inode in inodes.below(intent.source):
-            for content in self._mount.handles.contents_of(inode):
+        for open_here in inodes.below(intent.source):
+            for content in self._mount.handles.contents_of(open_here):
                 if content.state is State.CLEAN:
                     await cache.publish(content)  # waits for a publisher that is just letting go of it
         for content in [c for c in cache.pending() if c.key.startswith(intent.source)]:
@@ -255,6 +255,9 @@ class TreeRename:
             new = intent.target + inode.key[len(intent.source) :]
             self._removal.unname(inodes.at(new), new)
         inodes.move_below(intent.source, intent.target)
+        top = inodes.at(intent.target)
+        if top is not None:
+            top.ctime_ns = self._mount.now_ns()
 
 
 def _digest(info: ObjectInfo) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 
+from s3vol.fs.base import DirEntry
 from s3vol.types import ROOT_INO
 from tests.fs.rig import Foreign, Node
 
@@ -23,6 +24,26 @@ async def test_a_directory_of_many_pages_is_complete(a: Node, foreign: Foreign) 
         await foreign.put(name)
     await a.create("f1500x")
     assert await a.names() == sorted([*wanted, "f1500x"])
+
+
+async def test_a_seek_back_in_a_large_directory_finds_the_same_rows(a: Node, foreign: Foreign) -> None:
+    for number in range(1500):
+        await foreign.put(f"f{number:04}", b"x")
+    await a.symlink("f0000s", b"t")
+    fh = await a.fs.opendir(ROOT_INO)
+    rows: list[DirEntry] = []
+    cursor = 0
+    while batch := await a.fs.readdir(fh, cursor):
+        rows += batch
+        cursor = batch[-1].cursor
+    again = await a.fs.readdir(fh, 1)
+    assert [(row.name, row.cursor, row.entry.attr.ino) for row in again] == [
+        (row.name, row.cursor, row.entry.attr.ino) for row in rows[1 : 1 + len(again)]
+    ]
+    assert [stat.S_IFMT(row.entry.attr.mode) for row in again[:2]] == [stat.S_IFLNK, stat.S_IFREG]
+    assert again[1].entry.attr_ttl_s == 0
+    a.fs.remember(again[1].entry.attr.ino)
+    assert (await a.fs.getattr(again[1].entry.attr.ino)).attr.size == 1
 
 
 async def test_a_cursor_means_the_same_row_while_names_come_and_go(a: Node, b: Node) -> None:
