@@ -86,7 +86,7 @@ def assemble(
     registry = Registry(files, first_content_id, forget)
     space = Space(directory, files, journal, settings, health, registry.drop)
     fetcher = Fetcher(store, files, space, budget, settings, health)
-    sender = Sender(store, files, fetcher, journal, budget, settings, health, cache_id)
+    sender = Sender(store, files, fetcher, journal, ledger, budget, settings, health, cache_id)
     guard = Guard(store)
     keeper = ConflictKeeper(store, sender, guard, budget, settings, health, cache_id, conflicted, tell)
     publisher = Publisher(

@@ -308,6 +308,7 @@ class ChunkCache:
     def status(self) -> CacheStatus:
         """See `ContentCache.status`."""
         parts = self.parts
+        self._health.gauges["journal_failures"] = parts.journal.failures
         return CacheStatus(
             directory=str(self._settings.directory),
             used_bytes=parts.files.used_bytes,

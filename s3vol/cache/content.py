@@ -46,7 +46,6 @@ class Snapshot:
     size: int
     metadata: Mapping[str, str]
     content_type: str
-    taken: tuple[Range, ...]
 
 
 @dataclass(slots=True)
@@ -94,6 +93,7 @@ class CachedContent:
     unresolved: bool = False  # from the journal: the bucket may hold a later publish than the journal knows
     explicit_times: bool = False
     journal_state: State | None = None  # what the journal's row says; None: it has none
+    saved_row: Row | None = None  # the journal's row, where it is known to be on the disk
     flush_failed: bool = False
     extent_rows: int = 0  # rows of dirty extents in the journal
     evictions: int = 0  # grows when bytes leave the data file: a threaded read must be repeated
@@ -130,6 +130,12 @@ class CachedContent:
     def unpublished_bytes(self) -> int:
         """Bytes that only this node has."""
         return self.dirty.total + self.inflight.total
+
+    @property
+    def unsent_bytes(self) -> int:
+        """The same without those that the store has already acknowledged as parts of an upload."""
+        sent = self.stream.done_bytes if self.stream is not None else 0
+        return max(0, self.unpublished_bytes - sent)
 
     def absent(self, start: int, end: int) -> list[Range]:
         """What of the range has to be fetched."""
@@ -217,17 +223,18 @@ class CachedContent:
     # Publishing
 
     def take(self) -> Snapshot:
-        """Begin a publish: what is dirty now is in flight."""
-        taken = tuple(self.dirty)
-        self.inflight.update(taken)
-        self.dirty.clear()
+        """Begin a publish: what is dirty now is in flight. Nothing else may be in flight."""
+        self.inflight, self.dirty = self.dirty, RangeSet()
         self.low_water = self.size
-        return Snapshot(self.generation, self.size, self.metadata, self.content_type, taken)
+        return Snapshot(self.generation, self.size, self.metadata, self.content_type)
 
     def give_back(self) -> None:
         """The publish did not succeed: what was in flight is dirty."""
-        self.dirty.update(self.inflight)
-        self.inflight.clear()
+        if self.dirty:
+            self.dirty.update(self.inflight)
+        else:
+            self.dirty = self.inflight
+        self.inflight = RangeSet()
 
     def settle(
         self, snapshot: Snapshot, version: Version, sent: Mapping[str, str], *, metadata_too: bool = True

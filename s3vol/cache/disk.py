@@ -231,11 +231,14 @@ class DataFiles:
         return data
 
     async def read(self, content_id: int, start: int, length: int) -> bytearray:
-        """The bytes, zeros beyond the end of the file; in a thread if that would block."""
-        data = self.read_now(content_id, start, length)
-        if data is not None:
-            return data
+        """The bytes, zeros beyond the end of the file; in a thread if that would block, or take long."""
+        if length <= PIECE_BYTES:
+            data = self.read_now(content_id, start, length)
+            if data is not None:
+                return data
         buffer = bytearray(length)
+        if content_id not in self._blocks:
+            return buffer
         with self._pin(content_id) as fd:
             await trio.to_thread.run_sync(_read_fully, fd, memoryview(buffer), start, limiter=self._threads)
         return buffer

@@ -144,9 +144,10 @@ class Fetcher:
         for at in range(0, len(view), PIECE_BYTES):
             if at:
                 await trio.lowlevel.checkpoint()
+            piece_end = start + min(at + PIECE_BYTES, len(view))
+            await self._space.make_room(piece_end - start - at)  # others may have used what was made before
             if content.base is not base or content.dropped:
                 return
-            piece_end = start + min(at + PIECE_BYTES, len(view))
             for low, high in content.absent(start + at, piece_end):
                 self._files.write(content.id, low, view[low - start : high - start])
                 content.filled(low, high)

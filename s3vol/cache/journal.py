@@ -78,6 +78,7 @@ class Journal:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._kept: list[Statement] = []
         self._durable = False
+        self.failures = 0  # failed transactions; written by the thread
         self._thread = threading.Thread(target=self._run, name="s3vol-journal", daemon=True)
 
     @classmethod
@@ -216,11 +217,6 @@ class Journal:
         if failure:
             raise failure[0]
 
-    @property
-    def backlog(self) -> bool:
-        """True while statements that nobody waited for could not be committed."""
-        return bool(self._kept)
-
     def close(self, *, clean: bool) -> None:
         """Commit what is queued, say that the data is on the disk (`clean`), and stop the thread. Blocking.
 
@@ -263,6 +259,7 @@ class Journal:
             self._kept.clear()
         except sqlite3.Error as failure:
             error = _translate(failure, self._path)
+            self.failures += 1
             with contextlib.suppress(sqlite3.Error):  # there may be no transaction to roll back
                 self._connection.execute("ROLLBACK")
             for job in group:

@@ -1,8 +1,11 @@
 """Ledger: which contents are dirty, since when, and how many bytes that is; what back-pressure waits on.
 
 Theory of operation. Both tables are in order of the time at which a content became dirty (unsynced), so the oldest is
-the first entry. A content that is still dirty after a publish goes to the end with the time of that publish's snapshot;
-the order may therefore be wrong by the length of one publish, which does not matter to limits of minutes.
+the first entry. A content that is still dirty after a publish goes to the end with the time of that publish's
+snapshot; the order may therefore be wrong by the length of one publish, which does not matter to limits of minutes.
+
+The cap counts bytes that have still to be sent. A large file whose parts are acknowledged while it is written would
+else be published again and again while it grows, and each time the server would copy all that was there before.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ class Ledger:
         self.dirty: dict[CachedContent, float] = {}
         self.unsynced: dict[CachedContent, float] = {}
         self.dirty_bytes = 0
-        self._counted: dict[CachedContent, int] = {}
+        self.unsent_bytes = 0  # dirty, and not in acknowledged parts of an upload: what the cap is about
+        self._counted: dict[CachedContent, tuple[int, int]] = {}
         self._less = trio.Event()
         self._more = trio.Event()
 
@@ -45,14 +49,16 @@ class Ledger:
         self._count(content)
 
     def _count(self, content: CachedContent) -> None:
-        now = content.unpublished_bytes if content.state is State.DIRTY else 0
-        before = self._counted.get(content, 0)
-        if content in self.dirty:
+        alive = content in self.dirty
+        now = (content.unpublished_bytes, content.unsent_bytes) if alive else (0, 0)
+        before = self._counted.get(content, (0, 0))
+        if alive:
             self._counted[content] = now
         else:
             self._counted.pop(content, None)
-        self.dirty_bytes += now - before
-        if now < before or content not in self.dirty:
+        self.dirty_bytes += now[0] - before[0]
+        self.unsent_bytes += now[1] - before[1]
+        if now[1] < before[1] or not alive:
             self._less.set()
             self._less = trio.Event()
 

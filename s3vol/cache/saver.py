@@ -67,16 +67,19 @@ class Saver:
             row = content.row()
             if row.size > size >= row.base_limit:  # grown since: those bytes were not flushed
                 row = dataclasses.replace(row, size=size)
-            statements = records.save_content(row) + self._extents(content, journaled)
-            content.journal_state = State.DIRTY
-            await self._journal.commit(statements, durable=True)
+            if journaled or row != content.saved_row:  # else the same bytes again: they are flushed, and that is all
+                statements = records.save_content(row) + self._extents(content, journaled)
+                content.journal_state = State.DIRTY
+                await self._journal.commit(statements, durable=True)
+                self.lazy_since_s = None
         except BaseException:
+            content.saved_row = None
             for start, end in journaled:
                 content.journaled.remove(start, end)
             content.unjournaled.update(_still_dirty(content, captured))
             raise
         content.saved_generation = max(content.saved_generation, generation)
-        self.lazy_since_s = None
+        content.saved_row = row
         hit(Point.SYNC_AFTER_COMMIT)
 
     async def _flush(self, content: CachedContent) -> None:
@@ -101,6 +104,7 @@ class Saver:
     def record_change(self, content: CachedContent) -> list[records.Statement]:
         """Statements that make the journal's record say what is known now, without new dirty bytes."""
         content.journal_state = content.state
+        content.saved_row = None
         content.extent_rows = len(content.journaled)
         return records.save_content(content.row()) + records.replace_extents(content.id, content.journaled)
 
@@ -116,6 +120,7 @@ class Saver:
         """Statements that forget a content."""
         known = content.journal_state is not None
         content.journal_state = None
+        content.saved_row = None
         content.recorded.clear()
         content.journaled.clear()
         return records.drop_content(content.id) if known else []

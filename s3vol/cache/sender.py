@@ -23,6 +23,7 @@ from s3vol.cache.content import Abandoned, Attempt, CachedContent
 from s3vol.cache.disk import DataFiles
 from s3vol.cache.fetch import Fetcher
 from s3vol.cache.journal import Journal
+from s3vol.cache.ledger import Ledger
 from s3vol.cache.nonce import format_nonce
 from s3vol.cache.plan import part_range
 from s3vol.cache.stream import Stream, without_times
@@ -44,6 +45,7 @@ class Sender:
         files: DataFiles,
         fetcher: Fetcher,
         journal: Journal,
+        ledger: Ledger,
         budget: ByteBudget,
         settings: CacheSettings,
         health: Health,
@@ -53,6 +55,7 @@ class Sender:
         self._files = files
         self._fetcher = fetcher
         self._journal = journal
+        self._ledger = ledger
         self._budget = budget
         self._health = health
         self._cache_id = cache_id
@@ -174,6 +177,7 @@ class Sender:
                     content.unstreamable = True
             if content.stream is stream:
                 content.stream = None
+                self._ledger.update(content)
             if stream.upload_id:
                 await self.abort(content.key, stream.upload_id)
         finally:
@@ -193,6 +197,7 @@ class Sender:
             async def send(number: int) -> None:
                 try:
                     await self.send_grid_part(content, stream, number)
+                    self._ledger.update(content)
                 except (S3volError, Abandoned) as failure:
                     failures.append(failure)
                 finally:

@@ -39,6 +39,7 @@ class Stream:
     upload_id: str = ""
     attempt: int = 0
     done: dict[int, Part] = field(default_factory=dict)
+    done_bytes: int = 0
     sending: set[int] = field(default_factory=set)
     outdated: set[int] = field(default_factory=set)
     begun: int = 0  # highest number that was ever sent
@@ -52,7 +53,7 @@ class Stream:
         if start >= end or start >= part_range(max(self.begun, 1))[1]:
             return
         for number in range(part_at(start), min(part_at(end - 1), self.begun) + 1):
-            self.done.pop(number, None)
+            self.spoil(number)
             if number in self.sending:
                 self.outdated.add(number)
 
@@ -63,6 +64,11 @@ class Stream:
         number = self.begun + 1
         return number if dirty.covers(*part_range(number)) else None
 
+    def spoil(self, number: int) -> None:
+        """Part `number` is going to be replaced by something that is not on the grid."""
+        if self.done.pop(number, None) is not None:
+            self.done_bytes -= _length(number)
+
     def take(self, number: int) -> None:
         """Part `number` is going to be read and sent."""
         self.begun = max(self.begun, number)
@@ -71,14 +77,20 @@ class Stream:
 
     def sent(self, number: int, part: Part) -> None:
         """Part `number` was acknowledged; it counts unless the range was written meanwhile."""
-        if number not in self.outdated:
+        if number not in self.outdated and number not in self.done:
             self.done[number] = part
+            self.done_bytes += _length(number)
         self.left(number)
 
     def left(self, number: int) -> None:
         """Part `number` is not being sent any more."""
         self.outdated.discard(number)
         self.sending.discard(number)
+
+
+def _length(number: int) -> int:
+    start, end = part_range(number)
+    return end - start
 
 
 def may_begin(dirty: RangeSet, base_limit: int) -> bool:

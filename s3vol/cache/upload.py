@@ -81,7 +81,7 @@ class Uploader:
         tail = plan_publish(snapshot.size, (), 0, self._store.capabilities, streamed=count)
         assert isinstance(tail, Multipart)  # grid parts are before it
         for at in range(len(tail.parts)):
-            stream.done.pop(count + 1 + at, None)
+            stream.spoil(count + 1 + at)
 
         async def send_grid(number: int) -> None:
             self._check(content, snapshot)

@@ -87,7 +87,7 @@ class Writer:
         if content.state is not State.DISCARDED:
             more = end - start - content.dirty.count(start, end)
             age_s = self._ledger.oldest_age_s()
-            if not admits(self._ledger.dirty_bytes, more, settings.dirty_max_bytes, age_s, settings.dirty_age_s):
+            if not admits(self._ledger.unsent_bytes, more, settings.dirty_max_bytes, age_s, settings.dirty_age_s):
                 await self._wait_for_less(
                     deadline_s, Unavailable("too much unpublished data; the endpoint is too slow")
                 )

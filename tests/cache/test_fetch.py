@@ -177,6 +177,25 @@ async def test_a_failed_prefetch_is_nobodys_error(rig: Rig) -> None:
         assert await content_of(cache, content) == b"x" * (8 * MIB)
 
 
+async def test_bytes_that_are_evicted_while_a_thread_reads_them_are_fetched_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig.cache(serve=False) as cache:
+        content = cache.attach(await rig.put("f", b"x" * MIB))
+        await cache.read(content, 0, 10)
+        files = cache.parts.files
+        real = files.read
+
+        async def slow(content_id: int, start: int, length: int) -> bytearray:
+            if rig.faults.calls["get"] == 1:
+                await cache.parts.space.evict(1 << 40)
+            return await real(content_id, start, length)
+
+        monkeypatch.setattr(type(files), "read_now", lambda *_: None)
+        monkeypatch.setattr(files, "read", slow)
+        assert bytes(await cache.read(content, 0, 10)) == b"x" * 10
+
+
 async def test_a_released_clean_content_is_cache_and_found_again(rig: Rig) -> None:
     async with rig.cache(serve=False) as cache:
         info = await rig.put("f", b"x" * MIB)

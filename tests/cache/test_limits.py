@@ -212,3 +212,17 @@ async def test_bodies_in_memory_stay_within_the_budget(rig: Rig) -> None:
             nursery.cancel_scope.cancel()
         assert 0 < high <= 16 * MIB
         assert rig.health.counts["fetched_bytes"] == 60 * MIB, "each chunk once, although two read it"
+
+
+async def test_a_large_file_that_is_streamed_is_not_published_again_and_again_by_the_cap(rig: Rig) -> None:
+    rig.limit(dirty_max_bytes=96 * MIB)
+    async with rig.cache() as cache:
+        content = cache.create("big", META)
+        for at in range(300):
+            await cache.write(content, at * MIB, BLOCK)
+            await trio.lowlevel.checkpoint()
+        assert rig.faults.calls["complete_upload"] == 0
+        await cache.publish(content)
+        assert rig.body("big") == BLOCK * 300
+        assert rig.faults.calls["copy_part"] == 0
+        assert cache.parts.ledger.unsent_bytes == cache.status().dirty_bytes == 0

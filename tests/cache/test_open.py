@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from s3vol.cache.base import State
-from s3vol.errors import Unavailable, UsageError
+from s3vol.errors import Conflict, Unavailable, UsageError
 from s3vol.types import MIB
 from tests.cache.rig import META, VOLUME, Rig, content_of
 
@@ -242,6 +242,81 @@ async def test_a_publish_that_the_journal_missed_is_recognised_and_newer_bytes_w
         assert await content_of(cache, survivor) == b"published after it"
         assert rig.body("f") == b"published after it"
         assert rig.keys() == ["f"]
+
+
+async def test_synced_bytes_that_are_written_again_during_a_publish_survive_a_crash(rig: Rig, tmp_path: Path) -> None:
+    async with rig.cache(serve=False) as cache:
+        content = cache.create("f", META)
+        await cache.write(content, 0, b"first")
+        await cache.sync(content)
+        gate = rig.faults.hold("put")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cache.publish, content)
+            await gate.entered.wait()
+            await cache.write(content, 0, b"AGAIN")
+            gate.open()
+        assert rig.body("f") == b"first"
+        await cache.sync(content)
+        twin = rig.crashed(tmp_path / "crashed", power_failure=True)
+    async with twin.cache(serve=False) as cache:
+        (survivor,) = cache.pending()
+        await cache.publish(survivor)
+        assert rig.body("f") == b"AGAIN"
+
+
+async def test_chunks_that_were_evicted_and_fetched_again_survive_a_restart(rig: Rig) -> None:
+    info = await rig.put("f", b"x" * MIB)
+    async with rig.cache(serve=False) as cache:
+        content = cache.attach(info)
+        await cache.read(content, 0, 10)
+        cache.parts.writeback.record_filled()
+        await cache.parts.space.evict(1 << 40)
+        assert content.present.total == 0
+        await cache.read(content, 0, 10)
+    async with rig.cache(serve=False) as cache:
+        assert cache.attach(info).present.total == MIB
+
+
+async def test_an_append_that_nobody_synced_does_not_show_up_when_the_file_grows(rig: Rig, tmp_path: Path) -> None:
+    async with rig.cache(serve=False) as cache:
+        content = cache.create("f", META)
+        await cache.write(content, 0, b"synced")
+        await cache.sync(content)
+        await cache.write(content, 6, b" and not synced")
+        twin = rig.crashed(tmp_path / "crashed")
+    async with twin.cache(serve=False) as cache:
+        (survivor,) = cache.pending()
+        await cache.truncate(survivor, 20)
+        assert await content_of(cache, survivor) == b"synced" + bytes(14)
+
+
+async def test_after_a_power_failure_bytes_that_nobody_vouches_for_are_not_put_into_a_conflict_copy(
+    rig: Rig, tmp_path: Path
+) -> None:
+    async with rig.cache(serve=False) as cache:
+        content = cache.attach(await rig.put("f", b"x" * (2 * MIB)))
+        await content_of(cache, content)
+        cache.parts.writeback.record_filled()
+        await cache.write(content, 0, b"OURS")
+        await cache.sync(content)
+        twin = rig.crashed(tmp_path / "crashed", power_failure=True)
+    await rig.put("f", b"theirs")
+    async with twin.cache(serve=False) as cache:
+        (survivor,) = cache.pending()
+        with pytest.raises(Conflict) as conflict:
+            await cache.publish(survivor)
+        assert rig.body(conflict.value.copy_key) == b"OURS" + bytes(2 * MIB - 4)
+        assert "4-2097152" in twin.write_errors()[0].message
+
+
+async def test_a_published_file_is_not_pending_after_a_restart(rig: Rig) -> None:
+    async with rig.cache(serve=False) as cache:
+        content = cache.create("f", META)
+        await cache.write(content, 0, b"data")
+        await cache.sync(content)
+        await cache.publish(content)
+    async with rig.cache(serve=False) as cache:
+        assert not list(cache.pending())
 
 
 async def test_an_older_publish_that_the_journal_missed_is_replaced_by_what_was_synced_later(

@@ -125,7 +125,9 @@ async def test_a_wrong_etag_of_a_put_is_corrupt_and_the_next_publish_replaces_it
         rig.faults.apply_then_fail("put", Corrupt("f: wrong ETag"))
         with pytest.raises(Corrupt):
             await cache.publish(content)
+        await rig.other.put("f", b"DAMAGED", metadata=(await rig.other.head("f")).metadata or {})
         await cache.publish(content)
+        assert rig.body("f") == b"data"
         assert content.state is State.CLEAN
         assert rig.keys() == ["f"]
 
@@ -145,6 +147,27 @@ async def test_writes_during_a_publish_are_not_in_it_and_are_published_by_the_ne
         assert content.state is State.DIRTY
         await cache.publish(content)
         assert rig.body("f") == b"SECs"
+
+
+async def test_what_is_cut_during_a_publish_that_fails_is_not_dirty_again(rig: Rig) -> None:
+    async with rig.cache(serve=False) as cache, trio.open_nursery() as nursery:
+        content = cache.create("f", META)
+        await cache.write(content, 0, b"0123456789")
+        gate = rig.faults.hold("put")
+
+        async def publish() -> None:
+            with pytest.raises(Unavailable):
+                await cache.publish(content)
+
+        rig.faults.fail_next("head")
+        nursery.start_soon(publish)
+        await gate.entered.wait()
+        await cache.truncate(content, 4)
+        await rig.put("f", b"theirs")
+        gate.open()
+        await trio.testing.wait_all_tasks_blocked()
+        assert list(content.dirty) == list(content.present) == [(0, 4)]
+        assert cache.status().dirty_bytes == 4
 
 
 async def test_concurrent_publishes_of_one_file_share_the_work(rig: Rig) -> None:
@@ -333,10 +356,11 @@ async def test_a_file_cut_while_it_is_uploaded_is_never_visible_with_zeros(rig: 
         await gate.entered.wait()
         await cache.truncate(content, 20 * MIB)
         await cache.write(content, 30 * MIB, b"end")
+        visible = rig.faults.hold_reply("complete_upload")
         gate.open()
-        await trio.testing.wait_all_tasks_blocked(0.05)
-        await cache.publish(content)
+        await visible.entered.wait()
         assert rig.body("big") == BLOCK * 20 + bytes(10 * MIB) + b"end"
+        visible.open()
 
 
 async def test_a_stream_that_fails_is_given_up_and_the_publish_sends_everything(rig: Rig) -> None:
