@@ -19,9 +19,11 @@ import stat
 from collections.abc import Mapping
 from math import inf
 
+import trio
+
 from s3vol import layout
 from s3vol.cache.base import Content, State
-from s3vol.errors import MetadataTooLarge, PosixError
+from s3vol.errors import MetadataTooLarge, PosixError, Unavailable
 from s3vol.fs import attributes
 from s3vol.fs.base import Entry
 from s3vol.fs.context import Mount
@@ -29,6 +31,9 @@ from s3vol.fs.inodes import Inode
 from s3vol.fs.objects import Objects
 from s3vol.store.base import DIRECTORY_TYPE, FILE_TYPE
 from s3vol.types import Invalidation, ObjectInfo
+
+OPEN_WAIT_S = 1.0  # a HEAD takes 1 ms; a reader of an open file is not kept waiting longer for attributes it has
+OPEN_BELIEVED_S = 10.0  # after a silence, so that a reader pauses for a tenth of the time at most
 
 
 class Coherence:
@@ -179,9 +184,29 @@ class Coherence:
         """Make the attributes believable. PosixError(ESTALE): the name is gone."""
         if inode.key is None and inode.pins == 0:
             raise PosixError(errno.ESTALE, inode.was)
+        if not inode.is_dir and self._mount.handles.contents_of(inode):
+            await self._refresh_open(inode)
+            return
         answered = self.settled(inode)
         while not answered:
             answered = await self._ask_directory(inode) if inode.is_dir else await self._ask_file(inode) is not None
+
+    async def _refresh_open(self, inode: Inode) -> None:
+        """The same for a file that is open here, with what is in memory instead of an endpoint that does not answer.
+
+        The kernel asks for attributes before it reads on, and reads of cached data go on without the endpoint. What
+        an open handle reads is the version it was opened with; only stat() by path may be behind.
+        """
+        mount = self._mount
+        with trio.move_on_after(OPEN_WAIT_S):
+            while not self.settled(inode) and trio.current_time() >= mount.believed_until_s:
+                try:
+                    await self._ask_file(inode)
+                except Unavailable:
+                    break
+        if not self.settled(inode) and trio.current_time() >= mount.believed_until_s:
+            mount.believed_until_s = trio.current_time() + OPEN_BELIEVED_S
+            mount.health.count("attributes_believed_offline")
 
     async def acquire(self, inode: Inode) -> tuple[Content, bool]:
         """The content to open, with a reference, as of a HEAD sent after this call; and what `adopt` returned.

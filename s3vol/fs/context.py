@@ -10,6 +10,7 @@ import errno
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 
 import trio
 
@@ -41,6 +42,7 @@ class Mount:
     now_ns: Callable[[], int] = time.time_ns
     handles: Handles = field(default_factory=Handles)
     claims: Claims = field(default_factory=Claims)
+    believed_until_s: float = -inf  # the endpoint was silent: until then open files' attributes are not asked for
     foreign: set[str] = field(default_factory=set)  # keys counted as no path, so that each counts once
 
     @property
