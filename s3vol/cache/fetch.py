@@ -10,7 +10,8 @@ was renamed), the answer is thrown away and the look repeated. What arrives is w
 now, with no `await` between look and pwrite: a write that came first stays.
 
 While a publish is at work the object may already be the new one although we have not seen the reply: a failed
-If-Match then waits for the publish before it means anything.
+If-Match then waits for the publish before it means anything; not while it holds chunks or budget that the publisher
+may need.
 
 When the disk has no room even after eviction, `read_through` serves the bytes from memory.
 """
@@ -44,6 +45,10 @@ class _Run:
     first: int
     last: int
     over: trio.Event
+
+
+class _BeingPublished(Exception):
+    """If-Match failed while a publish is at work: it may have replaced the object, and its reply be on the way."""
 
 
 class Fetcher:
@@ -111,13 +116,18 @@ class Fetcher:
             if start < end:
                 await self._space.make_room(end - start)
                 async with self._downloads, self._budget.hold(end - start):
-                    body = await self.get(content, start, end, publishing=publishing)
+                    body = await self._get(content, start, end, publishing=publishing)
                     if body is not None:
                         await self._fill(content, start, body)
+            return
+        except _BeingPublished:
+            pass  # wait for the publisher below, when it can have our chunks, semaphore and budget
         finally:
             _release(content, run)
+        async with content.publish_lock:
+            return
 
-    async def get(self, content: CachedContent, start: int, end: int, *, publishing: bool) -> Buffer | None:
+    async def _get(self, content: CachedContent, start: int, end: int, *, publishing: bool) -> Buffer | None:
         """These bytes of the base, or None when the base changed meanwhile. Takes no budget."""
         key, base = content.key, content.base
         if base is None:
@@ -125,11 +135,10 @@ class Fetcher:
         try:
             body = await self._store.get(key, start, end - start, if_match=base.etag)
         except (PreconditionFailed, NotFound) as error:
-            if content.key == key and content.base is base and not publishing and content.publish_lock.locked():
-                async with content.publish_lock:
-                    pass
             if content.key != key or content.base is not base:
                 return None
+            if not publishing and content.publish_lock.locked():
+                raise _BeingPublished from None
             raise PreconditionFailed(f"{key}: the version that is being read is gone from the bucket") from error
         if content.key != key or content.base is not base:
             return None
@@ -162,12 +171,16 @@ class Fetcher:
             base = content.base
             end = min(start + length, content.size)
             fetched: list[tuple[int, Buffer]] = []
-            for low, high in content.absent(start, end):
-                async with self._downloads, self._budget.hold(high - low):
-                    body = await self.get(content, low, high, publishing=publishing)
-                if body is None:
-                    break
-                fetched.append((low, body))
+            try:
+                for low, high in content.absent(start, end):
+                    async with self._downloads, self._budget.hold(high - low):
+                        body = await self._get(content, low, high, publishing=publishing)
+                    if body is None:
+                        break
+                    fetched.append((low, body))
+            except _BeingPublished:
+                async with content.publish_lock:
+                    continue
             result = await self._files.read(content.id, start, max(0, end - start))
             if content.base is base and _overlay(result, start, content.absent(start, end), fetched):
                 return result

@@ -3,7 +3,7 @@
 Theory of operation. A content is indexed under key and base version while `attach` may hand it out; CONFLICTED and
 DISCARDED ones are not, only their holders know them. Contents that nobody refers to and that are CLEAN are mere
 cache: they go when nothing of them is left on the disk, or when there are more than `MAX_IDLE` of them, the one
-released longest ago first (a content takes about 2 KiB of memory, however small its file is).
+released longest ago first (a content takes about 4 KiB of memory, however small its file is).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from s3vol.cache.content import CachedContent
 from s3vol.cache.disk import DataFiles
 from s3vol.types import NONCE, ObjectInfo, Version
 
-MAX_IDLE = 50_000
+MAX_IDLE = 20_000
 
 _Name = tuple[str, Version]
 

@@ -30,9 +30,11 @@ from s3vol.cache.stream import Stream, without_times
 from s3vol.errors import NoSpace, S3volError
 from s3vol.failpoints import Point, hit
 from s3vol.store.base import FILE_TYPE, Part, Store
-from s3vol.types import NONCE, Health
+from s3vol.types import MIB, NONCE, Health
 
 _ABORT_S = 10.0
+_PROMPT_BYTES = 64 * MIB  # bodies up to here have to be acknowledged within the time-out
+_SLOWEST_BYTES_S = 4 * MIB  # what is larger may be sent as slowly as this
 _STREAM_PARTS = 4  # of one file at a time, so that one fast writer does not take all uploads
 
 
@@ -73,6 +75,13 @@ class Sender:
         self._health.count("published_bytes", sent_bytes)
         for scope in content.watchers:
             scope.deadline = trio.current_time() + self._timeout_s
+
+    def expect(self, content: CachedContent, size_bytes: int) -> None:
+        """A request with a body begins. Parts of huge files are huge, and need longer than the time-out by nature."""
+        more_s = max(0, size_bytes - _PROMPT_BYTES) / _SLOWEST_BYTES_S
+        if more_s:
+            for scope in content.watchers:
+                scope.deadline = max(scope.deadline, trio.current_time() + self._timeout_s + more_s)
 
     async def fetch(self, content: CachedContent, start: int, end: int) -> bytearray | None:
         """Bring the range to the disk; where that has no room, the bytes themselves are returned."""
@@ -145,6 +154,7 @@ class Sender:
         return body
 
     async def _send(self, content: CachedContent, key: str, upload_id: str, number: int, body: bytearray) -> Part:
+        self.expect(content, len(body))
         part = await self._store.upload_part(key, upload_id, number, body)
         self.progress(content, len(body))
         hit(Point.UPLOAD_AFTER_PART)

@@ -96,6 +96,26 @@ async def test_a_reader_that_meets_the_new_object_before_the_reply_waits_for_the
         assert bytes(await cache.read(content, 30 * MIB, 10)) == bytes(10)
 
 
+async def test_waiting_readers_do_not_keep_the_budget_that_the_publisher_needs(rig: Rig) -> None:
+    rig.limit(memory_bytes=8 * MIB, downloads=2)
+    async with rig.cache(serve=False) as cache:
+        await rig.put("f", b"x" * (40 * MIB))
+        content = cache.attach(await rig.other.head("f"))
+        await cache.write(content, 0, b"new")
+        await cache.write(content, 39 * MIB, b"new")
+        gate = rig.faults.hold("upload_part")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cache.publish, content)
+            await gate.entered.wait()
+            rig.faults.fail_next("get", PreconditionFailed("f: replaced"), times=3)
+            for at in (10, 11, 12):
+                nursery.start_soon(cache.read, content, at * MIB, 10)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert not content.fetching
+            gate.open()
+        assert rig.body("f") == b"new" + b"x" * (39 * MIB - 3) + b"new" + b"x" * (MIB - 3)
+
+
 async def test_a_version_that_is_gone_is_said_and_cached_bytes_are_still_served(rig: Rig) -> None:
     async with rig.cache(serve=False) as cache:
         content = cache.attach(await rig.put("f", b"x" * (3 * MIB)))
@@ -158,6 +178,8 @@ async def test_a_sequential_reader_finds_the_bytes_there_before_it_asks(rig: Rig
             waited += not content.present.covers(at, at + 128 * KIB)
             assert bytes(await cache.read(content, at, 128 * KIB)) == body[at : at + 128 * KIB]
             await trio.testing.wait_all_tasks_blocked()
+            while content.fetching:  # the reader is slower than the fetches
+                await next(iter(content.fetching.values())).wait()
         assert waited == 1
         assert rig.health.counts["fetched_bytes"] == len(body)
         assert rig.faults.calls["get"] < 12
