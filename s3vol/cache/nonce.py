@@ -39,7 +39,7 @@ def whole_etag(body: Buffer) -> str:
 
 
 def parts_etag(etags: Sequence[str]) -> str | None:
-    """ETag of a multipart object where `etag_is_md5`: md5 of the binary md5s, and the count (minio.md, section 2)."""
+    """ETag of a multipart object where `etag_is_md5`: md5 of the binary md5s, and the count (docs/minio.md)."""
     try:
         joined = b"".join(bytes.fromhex(etag.strip('"')) for etag in etags)
     except ValueError:

@@ -10,7 +10,7 @@ least 5 MiB, but the last), gaps too small to be copied are sent, and what is in
 parts than are left, everything is planned again twice as coarse (and begun as coarse as the size asks for at least).
 
 Rejected: one grid for both (a changed byte in a 1 TiB file would send a part of 1 GiB), and planning by cost of bytes
-against requests (not measurable from here; on a loopback MinIO the copy costs as much as the send, minio.md).
+against requests (not measurable from here; on a loopback MinIO the copy costs as much as the send, docs/minio.md).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SMALL_BYTES = 16 * MIB
 PART_BYTES = 8 * MIB
 PARTS_PER_STEP = 1000
 COPY_BYTES = 256 * MIB
-"""One copied part: a server moves about 200 MiB/s (1 GiB in 5 s, minio.md), and must answer within its timeout."""
+"""One copied part: a server moves about 200 MiB/s (1 GiB in 5 s, docs/minio.md), and must answer within its timeout."""
 
 
 @dataclass(frozen=True, slots=True)
