@@ -1,7 +1,7 @@
 """Sender: the requests of a multipart upload, with bodies taken from the disk and counted in the byte budget.
 
 Theory of operation. An upload id is in the journal (FULL commit) before the first part is sent, because servers
-forget what they do not list (minio.md: ListMultipartUploads from memory only); it leaves the journal when the upload
+forget what they do not list (docs/minio.md). It leaves the journal when the upload
 is completed or aborted, else the next start aborts it. A body is read when its turn comes: semaphore first, then
 budget, then the read; nobody who holds budget waits for a semaphore.
 
