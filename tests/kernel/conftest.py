@@ -41,10 +41,10 @@ def mount(minio: Minio, bucket: Bucket, tmp_path: Path) -> Iterator[MountFactory
     """
     nodes: dict[str, Node] = {}
 
-    def make(name: str, *options: str, source: str | None = None) -> Mounted:
+    def make(name: str, *options: str, source: str | None = None, **environment: str) -> Mounted:
         if name not in nodes:
             nodes[name] = Node(tmp_path / name, minio.environment)
-        return nodes[name].mount(source or f"s3://{bucket.name}", *options)
+        return nodes[name].mount(source or f"s3://{bucket.name}", *options, environment=environment)
 
     try:
         yield make
