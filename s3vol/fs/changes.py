@@ -1,8 +1,8 @@
 """Changes of attributes: setattr and extended attributes.
 
 Theory of operation. Attributes travel with the object, so changing them means publishing it again; the cache does that
-conditionally, and without moving bytes where the store can copy. While the file has unpublished changes, or somebody
-has it open for writing, the change goes along with the publish that will come anyway. A directory's attributes are
+conditionally, and without moving bytes where the store can copy. While a writer has unpublished changes of the
+file, the change goes along with the publish that its close will bring. A directory's attributes are
 those of its marker, which is made when there is none; the root's are in an object of our own.
 
 Memory is changed and the content told in one step without an await, so that two concurrent changes add up.
@@ -77,7 +77,7 @@ class Changes:
     async def _tell(
         self, inode: Inode, content: Content, apply: Callable[[], None], kept: Mapping[str, str] | None = None
     ) -> None:
-        """Change memory and content in one step, then publish unless the close of a writer will.
+        """Change memory and content in one step, then publish unless a writer's close has to do that anyway.
 
         `kept`: other headers of the object than it has.
         """
@@ -85,6 +85,7 @@ class Changes:
         if content.state is State.DISCARDED:
             apply()
             return
+        with_close = content.state is State.DIRTY and not inode.committing and mount.handles.writer(inode, content)
         before = inode.posix()
         self._coherence.changed(inode)
         apply()
@@ -95,7 +96,7 @@ class Changes:
             raise
         mount.cache.set_metadata(content, metadata, explicit_times=inode.explicit_times)
         inode.metadata, inode.unpushed = metadata, False
-        if not mount.handles.writer(inode, content):
+        if not with_close:
             await self._files.commit_held(inode, content, remote=mount.settings.close_remote)
 
     async def _change_directory(self, inode: Inode, apply: Callable[[], None]) -> None:

@@ -140,12 +140,14 @@ class FileIO:
                 cache.schedule(content)
             return
         asked_s = self._mount.learned.now_s()
+        inode.committing += 1
         try:
             await cache.publish(content)
         except Conflict:
             self._coherence.forget(inode)
             raise
         finally:
+            inode.committing -= 1
             self._mount.learned.changed(content.key)
         self._coherence.adopt_published(inode, content, asked_s)
 

@@ -51,6 +51,8 @@ class Inode:
     explicit_times: bool = False
     atime_set: bool = False
 
+    committing: int = 0  # publishes under way: what changes now does not go with them
+
     # Use by the kernel.
     lookups: int = 0
     pins: int = 0  # open handles

@@ -108,6 +108,9 @@ class Namespace:
         else:
             if not free:
                 await self._objects.await_absent(path)
+            if cache.dirty(path) is not None:
+                # Written meanwhile through a handle of a file that another node has removed: the kernel looks again.
+                raise PosixError(errno.ESTALE, path)
             self._mount.learned.changed(path)
             content = cache.create(path, metadata, content_type=FILE_TYPE)
             info = ObjectInfo(path, 0, "", mount.now_ns(), metadata)

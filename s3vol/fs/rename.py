@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import random
 
 import trio
 
@@ -38,6 +39,7 @@ from s3vol.types import Ino, ObjectInfo
 
 RENAME_NOREPLACE = 1  # linux/fs.h
 ATTEMPTS = 10  # lost races against other nodes before giving up
+PAUSE_S = 0.01  # about what a copy and a tombstone take; doubles with each attempt
 TOMBSTONES = "tombstone"  # notes: tombstones of ours that may be left
 
 
@@ -166,7 +168,10 @@ class Rename:
         """Copy, tombstone, delete; from the start when another node publishes under the old name in between."""
         cache, learned = self._mount.cache, self._mount.learned
         created = replaced is None
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                # By chance, else two nodes that rename in opposite directions undo each other's copies for ever.
+                await trio.sleep(random.uniform(0, PAUSE_S * 2**attempt))
             source = await self._objects.head(old)
             if source is None or layout.is_tombstone(source):
                 if replaced is not None and created:

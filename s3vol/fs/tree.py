@@ -7,6 +7,8 @@ knows which copies are there. First all copies are made, then the old names go; 
 name meanwhile are moved in further rounds. A file that somebody has put under a new name meanwhile is not overwritten:
 ours gets a conflict name beside it.
 
+A rename that fails after its intent was written (EIO) is not undone: it is finished later, here or elsewhere.
+
 The caller claims both trees alone. Whoever moves objects renews the intent, so that nobody else takes it for left
 behind.
 """
@@ -76,6 +78,7 @@ class TreeRename:
 
         self._running.add(intent.id)
         try:
+            await self._publish_below(intent)
             await self._intents.write(intent)
             hit(Point.RENAME_DIR_AFTER_INTENT)
             await alongside(lambda: self._move(intent), beat)
@@ -95,17 +98,25 @@ class TreeRename:
             await self._round(intent, sources)
         self._names(intent)
 
-    async def _pending(self, intent: Intent) -> None:
-        """Unpublished files below: moved in the cache if they were never published, else published first."""
+    async def _publish_below(self, intent: Intent) -> None:
+        """Changes of published files go with the objects. A conflict ends the rename here, before anything moved."""
         cache, inodes = self._mount.cache, self._mount.inodes
-        for open_here in inodes.below(intent.source):
-            for content in self._mount.handles.contents_of(open_here):
+        for inode in inodes.below(intent.source):
+            for content in self._mount.handles.contents_of(inode):
                 if content.state is State.CLEAN:
                     await cache.publish(content)  # waits for a publisher that is just letting go of it
         for content in [c for c in cache.pending() if c.key.startswith(intent.source)]:
+            found = inodes.at(content.key)
+            if found is not None:
+                self._coherence.push(found, content)
+            if content.base is not None:
+                await cache.publish(content)
+
+    async def _pending(self, intent: Intent) -> None:
+        """Files that were never published are moved in the cache."""
+        cache, inodes = self._mount.cache, self._mount.inodes
+        for content in [c for c in cache.pending() if c.key.startswith(intent.source)]:
             inode = inodes.at(content.key)
-            if inode is not None:
-                self._coherence.push(inode, content)
             old, new = content.key, layout.check_key(intent.target + content.key[len(intent.source) :])
             if content.base is None:
                 await self._move_pending(content, new)

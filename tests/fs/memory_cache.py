@@ -32,6 +32,7 @@ class MemoryContent:
     state: State
     refs: int = 1
     body: bytearray | None = field(default=None)  # None: nothing is here yet
+    publishing: trio.Lock = field(default_factory=trio.Lock)
 
     @property
     def blocks_bytes(self) -> int:
@@ -146,10 +147,19 @@ class MemoryCache:
 
     async def publish(self, content: Content) -> Version:
         content = _own(content)
+        async with content.publishing:
+            return await self._publish(content)
+
+    async def _publish(self, content: MemoryContent) -> Version:
+        if content.state is State.CONFLICTED:
+            raise Conflict(content.key, "")
         if content.state is not State.DIRTY:
             assert content.base is not None
             return content.base
-        await self._load(content)
+        try:
+            await self._load(content)
+        except (PreconditionFailed, NotFound):
+            raise await self._lose(content, b"") from None
         assert content.body is not None
         body, metadata = bytes(content.body), content.metadata
         sent = {**metadata, NONCE: f"{self._node}.cache.{next(self._count)}"}
@@ -171,12 +181,13 @@ class MemoryCache:
 
     async def move(self, content: Content, key: str, base: Version | None) -> None:
         content = _own(content)
-        await trio.lowlevel.checkpoint()
-        assert content.base is None
-        del self._dirty[content.key]
-        assert key not in self._dirty
-        content.key, content.base = key, base
-        self._dirty[key] = content
+        async with content.publishing:
+            if content.base is not None:
+                raise PreconditionFailed(f"{content.key}: was published meanwhile")
+            del self._dirty[content.key]
+            assert key not in self._dirty
+            content.key, content.base = key, base
+            self._dirty[key] = content
 
     def rekey(self, content: Content, info: ObjectInfo) -> None:
         content = _own(content)
@@ -190,7 +201,10 @@ class MemoryCache:
 
     async def discard(self, content: Content) -> None:
         content = _own(content)
-        await trio.lowlevel.checkpoint()
+        async with content.publishing:
+            self._discard(content)
+
+    def _discard(self, content: MemoryContent) -> None:
         if content.base is not None:
             self._clean.pop((content.key, content.base), None)
         if self._dirty.get(content.key) is content:

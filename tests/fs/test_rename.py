@@ -193,6 +193,22 @@ async def test_of_two_nodes_that_rename_one_file_one_wins(a: Node, b: Node, fore
     assert foreign.objects() == ["h"]
 
 
+@pytest.mark.parametrize("_", range(5))
+async def test_renames_in_opposite_directions_end(
+    a: Node, b: Node, foreign: Foreign, autojump_clock: object, _: int
+) -> None:
+    await a.write("f", b"one")
+    await a.write("g", b"two")
+    gate = a.controls.hold_reply("put")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.rename, "f", "g")
+        await gate.entered.wait()
+        nursery.start_soon(b.rename, "g", "f")
+        gate.open()
+    (left,) = foreign.objects()
+    assert await foreign.body(left) in (b"one", b"two")
+
+
 async def test_nobody_creates_over_the_tombstone_of_a_rename(
     a: Node, b: Node, foreign: Foreign, autojump_clock: object
 ) -> None:
