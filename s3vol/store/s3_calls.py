@@ -20,7 +20,7 @@ import obstore
 from botocore.exceptions import ClientError
 from obstore.exceptions import BaseError
 
-from s3vol.errors import Corrupt, NotFound, Unavailable
+from s3vol.errors import Corrupt, Unavailable
 from s3vol.store import edge
 from s3vol.store import s3_wire as wire
 from s3vol.store.base import Buffer, Condition, Part
@@ -36,7 +36,6 @@ _SYSTEM = frozenset(
     {"Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Storage-Class"}
 )
 _NS = 1_000_000_000
-_MINIO_CODE = "x-minio-error-code"  # MinIO's way to give the code that a HEAD's answer has no body for
 _MUTE = frozenset({301, 400, 401, 403, 404})  # statuses that mean several things without a body
 
 
@@ -50,15 +49,13 @@ class Content:
 
 
 def head(client: Client, key: str) -> ObjectInfo:
-    """HEAD. Its refusal has no body to say why: MinIO has a header for it (0.4 ms), else a GET tells (1 ms)."""
+    """HEAD; its refusal, which has no body to say why, is made to speak by a GET of the same key."""
     try:
         return _fast_first(key, lambda: _head_fast(client, key), lambda: _head_slow(client, key))
     except (BaseError, FileNotFoundError, ClientError) as error:
         answer = edge.answer_of(error)
         if answer is None or answer.code or answer.status not in _MUTE:
             raise
-        if answer.status == 404 and client.signed_head(key).headers.get(_MINIO_CODE) == "NoSuchKey":
-            raise NotFound(f"head {key}: no such key") from error
         client.slow.get_object(Bucket=client.bucket, Key=key)["Body"].close()
         if answer.status == 404:
             raise Unavailable(f"head {key}: missing for HEAD, there for GET: it was written just now") from error

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import botocore.exceptions
 import botocore.session
@@ -54,7 +54,6 @@ FAST_BODY_BYTES = 8 << 20
 
 SSE_HEADER = {"aes256": "AES256", "aws:kms": "aws:kms"}
 
-_KEY_SAFE = "/~"  # SigV4: all else of a key is percent-encoded, once
 _WHOLE_REQUEST = 15  # times attempt_timeout_s: the bound of a whole request whose body keeps trickling
 _DEFAULT_REGION = "us-east-1"  # what MinIO assumes, and S3's own default
 _CREDENTIAL_TTL = timedelta(minutes=9)
@@ -137,14 +136,7 @@ class Client:
 
     def signed_get(self, query: str) -> Reply:
         """GET of the bucket itself with an encoded query. In a thread; raises botocore's exceptions."""
-        return self._signed("GET", f"{self.base_url}?{query}")
-
-    def signed_head(self, key: str) -> Reply:
-        """HEAD of an object, with the headers that obstore does not show. In a thread; raises botocore's exceptions."""
-        return self._signed("HEAD", f"{self.base_url.rstrip('/')}/{quote(key, safe=_KEY_SAFE)}")
-
-    def _signed(self, method: str, url: str) -> Reply:
-        request = AWSRequest(method, url)
+        request = AWSRequest("GET", f"{self.base_url}?{query}")
         if self._credentials is not None:
             S3SigV4Auth(self._credentials.get_frozen_credentials(), "s3", self.region).add_auth(request)
         response = self._http.send(request.prepare())
