@@ -123,6 +123,11 @@ def wait_for(condition: Callable[[], bool], deadline_s: float, what: str) -> Non
         time.sleep(_POLL_S)
 
 
+def _thread_states(pid: int) -> set[str]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return {(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks}
+
+
 class Minio:
     """One MinIO server process on 127.0.0.1 with a data directory of its own."""
 
@@ -238,8 +243,9 @@ class Minio:
         self.start()
 
     def pause(self) -> None:
-        """SIGSTOP: connections are accepted by the kernel and nobody answers."""
+        """SIGSTOP: connections are accepted by the kernel and nobody answers. Returns when every thread stands still."""
         os.kill(self.pid, signal.SIGSTOP)
+        wait_for(lambda: _thread_states(self.pid) == {"T"}, 5.0, "MinIO to stand still")
 
     def resume(self) -> None:
         """SIGCONT."""
