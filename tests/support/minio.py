@@ -243,7 +243,7 @@ class Minio:
         self.start()
 
     def pause(self) -> None:
-        """SIGSTOP: connections are accepted by the kernel and nobody answers. Returns when every thread stands still."""
+        """SIGSTOP: connections are accepted and nobody answers. Returns when every thread stands still."""
         os.kill(self.pid, signal.SIGSTOP)
         wait_for(lambda: _thread_states(self.pid) == {"T"}, 5.0, "MinIO to stand still")
 
