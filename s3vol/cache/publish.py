@@ -152,23 +152,26 @@ class Publisher:
     # Small
 
     async def _put(self, content: CachedContent, began_s: float) -> None:
-        """One PUT. The snapshot is the file at the moment at which the last byte of the body was read."""
+        """One PUT. The snapshot is the file at the moment at which the last byte of the body was read.
+
+        If it was written while a thread read it, it is read on the event loop (at most 16 MiB, and in the page cache
+        by then): else a file that is written all the time would never be published.
+        """
+        turn = 0
         while content.size <= SMALL_BYTES:
-            size = content.size
-            before = content.generation
-            spare = await self._sender.fetch(content, 0, size)
+            size, before = content.size, content.generation
+            body = await self._sender.fetch(content, 0, size)
             async with self._sender.uploads, self._budget.hold(size):
-                if content.generation == before and spare is not None:
-                    body: bytearray | None = spare
-                else:
-                    before, size = content.generation, content.size
-                    body = await self._sender.read(content, 0, size)
-                if body is None or content.generation != before or content.state is not State.DIRTY:
-                    if content.state is not State.DIRTY:
-                        raise Abandoned
-                    continue
-                await self._put_body(content, content.take(), body, began_s)
-                return
+                if body is None or content.generation != before:
+                    size, before = min(size, content.size), content.generation
+                    read = self._sender.read_now if turn % 2 else self._sender.read
+                    body = await read(content, 0, size)
+                    turn += 1
+                if content.state is not State.DIRTY:
+                    raise Abandoned
+                if body is not None and content.generation == before and content.size == size:
+                    await self._put_body(content, content.take(), body, began_s)
+                    return
         raise Abandoned
 
     async def _put_body(self, content: CachedContent, snapshot: Snapshot, body: bytearray, began_s: float) -> None:

@@ -99,6 +99,10 @@ class Sender:
         data = await self._files.read(content.id, start, end - start)
         return data if content.evictions == before else None
 
+    async def read_now(self, content: CachedContent, start: int, end: int) -> bytearray | None:
+        """The same without an `await`, so never torn; None also when it would block."""
+        return None if content.absent(start, end) else self._files.read_now(content.id, start, end - start)
+
     async def begin(self, key: str, metadata: Mapping[str, str], content_type: str, nonce: str) -> str:
         """Begin an upload; returns its id, which is in the journal by then."""
         headers = {**metadata, NONCE: nonce}
