@@ -265,7 +265,7 @@ def tls_server(minio: Minio, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """A MinIO on https with a certificate that nobody knows; `minio` is asked for to skip where there is none."""
     openssl = shutil.which("openssl")
     if openssl is None:
-        pytest.skip("NO TLS TEST: no `openssl` to make a certificate with")
+        pytest.fail("no `openssl` to make a certificate with: run tools/bootstrap test")
     directory = tmp_path_factory.mktemp("tls")
     certs = directory / "certs"
     certs.mkdir()
