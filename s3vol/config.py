@@ -273,6 +273,12 @@ class MountOptions:
         metadata=_about(units.parse_flag, "Mount", "Honour set-user-ID and set-group-ID bits. Root only."),
     )
     exec: bool = field(default=True, metadata=_about(units.parse_flag, "Mount", "Allow programs to be run."))
+    fsname: str | None = field(
+        default=None,
+        metadata=_about(
+            units.parse_text, "Mount", "Name of the file system in the mount table and in df(1).", "the source's URL"
+        ),
+    )
     log_level: str = field(
         default="info",
         metadata=_about(

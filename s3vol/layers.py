@@ -38,7 +38,7 @@ MOUNT_WORDS = frozenset(
         *("lazytime", "nolazytime", "async", "default_permissions", "loud", "silent"),
     }
 )
-_MOUNT_PREFIXES = ("x-", "X-", "comment=", "uhelper=", "helper=", "fsname=", "subtype=")
+_MOUNT_PREFIXES = ("x-", "X-", "comment=", "uhelper=", "helper=", "subtype=")
 
 
 def unknown(name: str, place: str, names: Iterable[str] = (*OPTIONS, *_SHORTS)) -> UsageError:

@@ -1,7 +1,7 @@
 """The kernel's table of mounts, and taking mounts out of it.
 
 Nothing here looks at a mounted directory itself: stat() of a mount whose process hangs would hang as well. All is read
-from /proc/self/mountinfo, and paths are resolved without their last component.
+from mountinfo, and paths are resolved without their last component.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from s3vol.errors import PosixError, S3volError
 
 TYPE = "fuse.s3vol"
-_MOUNTINFO = Path("/proc/self/mountinfo")
+_PROC = Path("/proc")
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _MNT_DETACH = 2  # umount2(2)
 _UMOUNT_NOFOLLOW = 8
@@ -27,18 +27,28 @@ _FUSERMOUNT_S = 20.0  # fusermount3 answers in milliseconds; it hangs only if th
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One row of /proc/self/mountinfo."""
+    """One row of a mount table, as in proc_pid_mountinfo(5)."""
 
     path: str
     type: str
     source: str
     major: int
     minor: int
+    id: int = 0
+    parent: int = 0
+    root: str = "/"  # the directory of the file system that is mounted here
+    flags: frozenset[str] = frozenset()  # of this mount, not of its file system: ro, nosuid, ...
+    peers: frozenset[str] = frozenset()  # groups that its own mounts are propagated in: numbers
 
     @property
     def connection(self) -> Path:
         """The control directory of a FUSE mount: its name is the minor number of the device."""
         return _CONNECTIONS / str(self.minor)
+
+    @property
+    def device(self) -> str:
+        """`major:minor`."""
+        return f"{self.major}:{self.minor}"
 
 
 def _unescape(text: str) -> str:
@@ -46,16 +56,34 @@ def _unescape(text: str) -> str:
     return os.fsdecode(plain)
 
 
-def mount_table() -> list[Mount]:
-    """All mounts of this namespace, in mount order: the last one on a path is the visible one."""
+def parse_table(text: str) -> list[Mount]:
+    """The mounts of a /proc/PID/mountinfo in its order: of several on one path the last one is visible."""
     table = []
-    for line in _MOUNTINFO.read_text(errors="surrogateescape").splitlines():
-        # 36 35 98:0 /root /path opts [tags...] - type source superopts (proc_pid_mountinfo(5))
+    for line in text.split("\n")[:-1]:  # a path may hold every other separator of lines, unescaped
+        # 36 35 98:0 /root /path opts [tags...] - type source superopts
         left, _, right = line.partition(" - ")
         fields, (kind, source, *_) = left.split(" "), right.split(" ")
         major, _, minor = fields[2].partition(":")
-        table.append(Mount(_unescape(fields[4]), kind, _unescape(source), int(major), int(minor)))
+        table.append(
+            Mount(
+                path=_unescape(fields[4]),
+                type=kind,
+                source=_unescape(source),
+                major=int(major),
+                minor=int(minor),
+                id=int(fields[0]),
+                parent=int(fields[1]),
+                root=_unescape(fields[3]),
+                flags=frozenset(fields[5].split(",")),
+                peers=frozenset(tag.partition(":")[2] for tag in fields[6:] if tag.startswith(("shared:", "master:"))),
+            )
+        )
     return table
+
+
+def mount_table(process: int | str = "self") -> list[Mount]:
+    """All mounts of this namespace, or of a process's as far as its root directory reaches. Raises OSError."""
+    return parse_table(os.fsdecode((_PROC / str(process) / "mountinfo").read_bytes()))
 
 
 def find_mount(path: str) -> Mount | None:

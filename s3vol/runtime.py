@@ -35,6 +35,7 @@ class Record:
     version: str
     log: str
     directory: str  # where this record is
+    device: str = ""  # `major:minor` of the mount, once it serves
 
     @property
     def socket(self) -> Path:
@@ -101,14 +102,19 @@ def make_directory(directory: Path) -> None:
 def registered(record: Record) -> Iterator[None]:
     """Write the record, and remove it and the socket at the end."""
     make_directory(Path(record.directory))
-    temporary = record.path.with_suffix(f".{record.pid}")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        json.dump({name: value for name, value in asdict(record).items() if name != "directory"}, file)
-    os.replace(temporary, record.path)
+    write(record)
     try:
         yield
     finally:
         forget(record)
+
+
+def write(record: Record) -> None:
+    """Put a record in the place of what was recorded of its mount point. Raises OSError."""
+    temporary = record.path.with_suffix(f".{record.pid}")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        json.dump({name: value for name, value in asdict(record).items() if name != "directory"}, file)
+    os.replace(temporary, record.path)
 
 
 def forget(record: Record) -> None:

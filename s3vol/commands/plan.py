@@ -84,7 +84,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     options = load_options(args, source)
     point = MountPoint(
         path=_check_mountpoint(args.mountpoint),
-        source=source.url,
+        source=options.fsname or source.url,
         read_only=options.read_only,
         allow_other=options.allow_other,
         dev=options.dev,

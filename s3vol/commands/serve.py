@@ -18,7 +18,7 @@ from typing import Any
 
 import trio
 
-from s3vol import __version__, control, logs, runtime
+from s3vol import __version__, control, logs, mounts, runtime
 from s3vol.cache.base import ContentCache
 from s3vol.cache.chunkcache import ChunkCache
 from s3vol.commands.daemon import Ready
@@ -175,6 +175,17 @@ def _record(plan: Plan, file: Path | None) -> runtime.Record:
     )
 
 
+def _record_device(record: runtime.Record) -> None:
+    """Complete the record: after a crash this tells whose dead mount is still seen in another namespace."""
+    mounted = mounts.find_mount(record.mountpoint)
+    if mounted is None:  # somebody was quick to unmount
+        return
+    try:
+        runtime.write(dataclasses.replace(record, device=mounted.device))
+    except OSError as error:
+        log.warning("%s: %s; the device is not recorded", record.path, error.strerror)
+
+
 def _greeting(record: runtime.Record) -> str:
     return f"{record.source} is mounted on {record.mountpoint} (pid {record.pid})"
 
@@ -186,6 +197,7 @@ async def _live(life: _Life, events: trio.MemoryReceiveChannel[Event], ready: Ca
 
     async def greet() -> None:
         await life.session.serving()
+        _record_device(life.record)
         ready()
 
     async with trio.open_nursery() as nursery:
