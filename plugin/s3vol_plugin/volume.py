@@ -34,8 +34,8 @@ class Volume:
     """One volume of the registry.
 
     `source` is the canonical URL that `s3vol mount` takes, `options` are rows of the options table as raw text by
-    their hyphened name. `created_at` and `removed_at` are RFC 3339 in UTC; a volume with `removed_at` is a tombstone
-    that can be undeleted.
+    their hyphened name. `share` says that another volume may write to the same source. `created_at` and `removed_at` are
+    RFC 3339 in UTC; a volume with `removed_at` is a tombstone that can be undeleted.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Volume:
     options: Mapping[str, str] = field(default_factory=dict)
     credentials: str = ""
     on_remove: Literal["retain", "delete"] = "retain"
+    share: bool = False
     removed_at: str = ""
     removed_by: str = ""
 
@@ -79,6 +80,7 @@ def decode(data: bytes, what: str) -> Volume:
         and is_name(volume.name)
         and _UUID.fullmatch(volume.uuid)
         and volume.on_remove in ("retain", "delete")
+        and isinstance(volume.share, bool)
         and isinstance(volume.options, dict)
         and all(isinstance(k, str) and isinstance(v, str) for k, v in volume.options.items())
     )
