@@ -35,7 +35,8 @@ class Volume:
 
     `source` is the canonical URL that `s3vol mount` takes, `options` are rows of the options table as raw text by
     their hyphened name. `share` says that another volume may write to the same source. `created_at` and `removed_at` are
-    RFC 3339 in UTC; a volume with `removed_at` is a tombstone that can be undeleted.
+    RFC 3339 in UTC; a volume with `removed_at` is a tombstone that can be undeleted, unless `on_remove` was `delete`:
+    then its objects are being deleted, and gone for good since `deleted_at`.
     """
 
     name: str
@@ -49,11 +50,17 @@ class Volume:
     share: bool = False
     removed_at: str = ""
     removed_by: str = ""
+    deleted_at: str = ""
 
     @property
     def removed(self) -> bool:
         """True for a tombstone."""
         return bool(self.removed_at)
+
+    @property
+    def deleting(self) -> bool:
+        """True for a tombstone whose objects are not all gone yet: nobody may write there meanwhile."""
+        return self.removed and self.on_remove == "delete" and not self.deleted_at
 
 
 def encode(volume: Volume) -> bytes:
@@ -76,7 +83,7 @@ def decode(data: bytes, what: str) -> Volume:
         raise Corrupt(f"{what}: is not a volume record: {error}") from None
     texts = (volume.name, volume.uuid, volume.source, volume.created_at, volume.created_by, volume.credentials)
     valid = (
-        all(isinstance(text, str) for text in (*texts, volume.removed_at, volume.removed_by))
+        all(isinstance(text, str) for text in (*texts, volume.removed_at, volume.removed_by, volume.deleted_at))
         and is_name(volume.name)
         and _UUID.fullmatch(volume.uuid)
         and volume.on_remove in ("retain", "delete")
