@@ -1,0 +1,128 @@
+"""Two machines and the cable between them: dockerds that are joined to one swarm.
+
+Theory of operation. A bridge in a namespace of its own connects the nodes; it may not be in this machine's namespace,
+where another Docker's firewall would drop the packets. Nodes have no default route: with one, each task waits 20 s for
+a registry that does not answer. A node that crashed comes back with the same addresses and disks by `boot`.
+
+One manager only: the crash of a node is always the crash of the worker, or of the leader of nothing. Two managers
+cannot outvote a dead one, so a swarm of two has one.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.docker.engine import Engine
+from tests.docker.node import Node
+from tests.support.minio import wait_for
+
+BRIDGE_ADDRESS = "10.77.0.1"
+CONVERGE_S = 90.0
+
+
+def _in(pid: int, *command: str) -> None:
+    subprocess.run(["nsenter", "-t", str(pid), "-n", "--", *command], check=True, capture_output=True)
+
+
+class Swarm:
+    """Engines `manager` and `worker`, not started yet; `form` joins them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.hub = Node("hub", folder / "hub")
+        self.manager = Engine(Node("node1", folder / "node1"))
+        self.worker = Engine(Node("node2", folder / "node2"))
+        self.engines = [self.manager, self.worker]
+
+    def address(self, engine: Engine) -> str:
+        """A node's address on the bridge."""
+        return f"10.77.0.{11 + self.engines.index(engine)}"
+
+    def open(self) -> None:
+        """Boot the hub and both machines, and connect them. Dockerds are not started."""
+        self.hub.boot()
+        pid = self.hub.init
+        _in(pid, "ip", "link", "add", "br0", "type", "bridge")
+        _in(pid, "ip", "addr", "add", f"{BRIDGE_ADDRESS}/24", "dev", "br0")
+        _in(pid, "ip", "link", "set", "br0", "up")
+        for engine in self.engines:
+            self.boot(engine)
+
+    def boot(self, engine: Engine) -> None:
+        """Boot a machine and plug in its cable."""
+        engine.node.boot()
+        port = f"v{self.engines.index(engine)}"
+        hub, here = str(self.hub.init), str(engine.node.init)
+        ends = ["eth0", "netns", here, "type", "veth", "peer", "name", port, "netns", hub]
+        subprocess.run(["ip", "link", "add", *ends], check=True, capture_output=True)
+        _in(engine.node.init, "ip", "addr", "add", f"{self.address(engine)}/24", "dev", "eth0")
+        _in(engine.node.init, "ip", "link", "set", "eth0", "up")
+        _in(self.hub.init, "ip", "link", "set", port, "master", "br0")
+        _in(self.hub.init, "ip", "link", "set", port, "up")
+
+    def form(self) -> None:
+        """Start both dockerds and join them to one swarm."""
+        for engine in self.engines:
+            engine.launch()
+        for engine in self.engines:
+            engine.await_ready()
+            engine.load_images()
+        self.manager.docker("swarm", "init", "--advertise-addr", self.address(self.manager))
+        token = self.manager.docker("swarm", "join-token", "-q", "worker")
+        self.worker.docker("swarm", "join", "--token", token, f"{self.address(self.manager)}:2377")
+
+    def close(self) -> None:
+        """All of it, gone."""
+        for node in (*(engine.node for engine in self.engines), self.hub):
+            node.close()
+
+    def tasks(self, service: str) -> dict[str, str]:
+        """Node name of each running task, by container id."""
+        rows = self.manager.docker(
+            "service",
+            "ps",
+            service,
+            "-f",
+            "desired-state=running",
+            "--no-trunc",
+            "--format",
+            "{{.ID}} {{.Node}} {{.CurrentState}}",
+        )
+        found = {}
+        for task, node, state, *_ in (row.split() for row in rows.splitlines()):
+            if state == "Running":
+                form = "{{.Status.ContainerStatus.ContainerID}}"
+                found[self.manager.docker("inspect", "--type", "task", "--format", form, task)] = node
+        return found
+
+    def await_tasks(
+        self, service: str, count: int, *, on: str | None = None, timeout_s: float = CONVERGE_S
+    ) -> dict[str, str]:
+        """Wait until a service runs so many tasks (all on that node); returns `tasks`."""
+        found: dict[str, str] = {}
+
+        def converged() -> bool:
+            found.clear()
+            found.update(self.tasks(service))
+            return len(found) == count and (on is None or set(found.values()) == {on})
+
+        try:
+            wait_for(converged, timeout_s, f"{count} tasks of {service}")
+        except TimeoutError as error:
+            raise AssertionError(
+                f"{error}: {self.manager.run('service', 'ps', '--no-trunc', service).stdout}"
+            ) from None
+        return dict(found)
+
+    def engine_of(self, node: str) -> Engine:
+        """The engine of a node's name."""
+        return next(engine for engine in self.engines if engine.node.name == node)
+
+
+def timed(function: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    begin = time.monotonic()
+    function()
+    return time.monotonic() - begin
