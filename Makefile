@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format bench soak clean
+.PHONY: help demo test check lint format bench soak plugin clean
 
 ARGS ?=
 BIN := .venv/bin
@@ -40,6 +40,10 @@ bench: ## the mount against plain requests to the same MinIO, in one run
 soak: ## the long tests
 	@tools/bootstrap test
 	@tools/test -m soak --timeout=0 $(ARGS)
+
+plugin: ## the directory of the managed Docker plugin, in dist/plugin
+	@tools/bootstrap run
+	@tools/build-plugin $(ARGS)
 
 clean: ## remove what was built here; the tools folder stays (rm -rf .cache removes that too)
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -22,7 +22,7 @@ from s3vol.layers import unknown
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
-_COMMANDS = ("mount", "umount", "status", "flush", "doctor", "options")
+_COMMANDS = ("mount", "umount", "status", "flush", "doctor", "options", "plugin")
 _FLAGS = (
     *OPTIONS,
     *(short.name for short in SHORTS),
@@ -74,13 +74,29 @@ def _parser() -> argparse.ArgumentParser:
     flush.add_argument("path", nargs="?", help="in the mount: relative to it, or absolute")
 
     doctor = command("doctor", "Examine a source: what the endpoint can do, clocks, keys that are no path.")
-    doctor.add_argument("source", help="as for mount")
+    doctor.add_argument("source", nargs="?", help="as for mount; with --docker the registry, if it is another one")
+    doctor.add_argument("--docker", action="store_true", help="examine the Docker volume driver on this node")
     doctor.add_argument("--json", action="store_true", help="for programs")
     _add_options(doctor)
+
+    _add_plugin(command("plugin", "Make the Docker volume driver a service of this machine."))
 
     options = command("options", "Print every option of a mount.")
     options.add_argument("--markdown", action="store_true", help="as in docs/options.md")
     return parser
+
+
+def _add_plugin(plugin: argparse.ArgumentParser) -> None:
+    add = plugin.add_argument
+    add("action", choices=("install", "uninstall", "status"))
+    add("--managed", action="store_true", help="as a plugin that dockerd runs, instead of a service of systemd")
+    add("--registry", metavar="SOURCE", help="where the registry of volumes is, for the first settings file")
+    add("--endpoint", metavar="URL", help="of an S3 server that is not AWS, for the first settings file")
+    add("--credentials", metavar="NAME", help="a file in /etc/s3vol/credentials.d, for the first settings file")
+    add("--root", metavar="DIRECTORY", help="write files below it and start nothing: for packagers")
+    add("--program", metavar="PATH", help="the daemon that the units start, if not that of this installation")
+    add("--directory", metavar="DIRECTORY", help="of a managed plugin, as `make plugin` builds it (dist/plugin)")
+    add("--docker-socket", metavar="PATH", help="of dockerd (/run/docker.sock)")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:

@@ -19,8 +19,9 @@ from typing import Any
 import trio
 
 from s3vol import layout
+from s3vol.commands import doctor_docker
 from s3vol.commands.plan import load_options, store_settings
-from s3vol.errors import NotFound
+from s3vol.errors import NotFound, UsageError
 from s3vol.store import probe
 from s3vol.store.base import Capabilities, Store
 from s3vol.store.edge import first_error
@@ -58,6 +59,10 @@ class Facts:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; returns 1 when there are problems."""
+    if args.docker:
+        return doctor_docker.run(args)
+    if args.source is None:
+        raise UsageError("doctor: say which source, for example s3://bucket (or --docker for the volume driver)")
     source = parse_source(args.source)
     settings = store_settings(load_options(args, source))
     try:
