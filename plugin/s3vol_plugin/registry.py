@@ -1,0 +1,426 @@
+"""Which volumes there are, on all nodes: records in the bucket, changed under conditions, and this node's copy of them.
+
+Theory of operation. The bucket decides. A record is created under If-None-Match and changed under If-Match, so of any
+number of nodes that create one name exactly one wins, and the others are told who. A 412 may be our own write whose
+reply was lost: the record that is there then has our uuid, or is the tombstone that we meant. Removal replaces the
+record by a tombstone and never deletes it: S3's DELETE knows no condition.
+
+Sources are not keys, so no single condition keeps two names from overlapping (`records`). `create` looks before and
+looks again after: who then finds another volume in its way that is not younger withdraws. Two that meet within one
+second of the store's clock both withdraw: an error that can be repeated, and no mixed data.
+
+Questions are answered from the copy (`replica`). Making it true costs a listing, and one GET for each record whose ETag
+is another. A record that is missing from a listing is asked for by its key before it is believed gone: removed volumes
+leave tombstones, so this is rare, and an empty listing of a wrong bucket must not make dockerd forget all volumes.
+
+One task asks at a time (`_asking`): the others wait for its answer, or take over if it is cancelled. `create` and
+`undelete` need a listing that began after they did, so they wait for a running one and then ask themselves.
+
+Rejected: one object with all volumes (every change conflicts with every other), and asking the bucket on each Get (a
+backend that hangs would hang `docker ps`).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import trio
+
+from s3vol.errors import Corrupt, NotFound, PreconditionFailed, S3volError, Unavailable, UsageError
+from s3vol.store.base import ABSENT, Condition, Store, matches
+from s3vol.store.edge import first_error
+from s3vol.store.settings import parse_source
+from s3vol.types import ObjectInfo
+from s3vol.units import parse_label
+from s3vol_plugin import records
+from s3vol_plugin import volume as volumes
+from s3vol_plugin.base import Holder
+from s3vol_plugin.holders import Holders, list_all
+from s3vol_plugin.records import Damaged, Entry
+from s3vol_plugin.replica import Replica
+from s3vol_plugin.volume import Volume
+
+_READS = 8  # records read side by side; a first start with a thousand takes a second on a LAN
+_TRIES = 10  # each means that another node changed the very same record in the same moment
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Asking:
+    """A listing that is under way. `error` is set when it failed, `answered` when it did not."""
+
+    done: trio.Event = field(default_factory=trio.Event)
+    answered: bool = False
+    error: S3volError | None = None
+
+
+class BucketRegistry:
+    """See the module's docstring; implements `s3vol_plugin.base.Registry`. The caller closes the store."""
+
+    def __init__(self, store: Store, node: str, path: Path, *, now_s: Callable[[], float] = time.time) -> None:
+        """`store` is opened on the registry's source, `path` is the copy's file. Raises UsageError for a bad node name.
+
+        `now_s` is this node's clock: for what people read, and for the copy's age; nothing is decided by it.
+        """
+        try:
+            self._node = parse_label(node)
+        except ValueError as error:
+            raise UsageError(f"node {node!r}: {error}") from None
+        self._store = store
+        self._now_s = now_s
+        self._source = parse_source(store.url)
+        self._replica = Replica(path, store.url, now_s=now_s)
+        self._holders = Holders(store, self._node)
+        self._asking: _Asking | None = None
+        self._saving = trio.Lock()  # guards the file: a later document is never overtaken by an earlier one
+        self._saved = self._replica.document() if self._replica.age_s is not None else b""
+        self._save_error = ""
+        self._foreign: tuple[str, ...] = ()
+
+    # -- answers from memory
+
+    @property
+    def age_s(self) -> float | None:
+        """See Registry.age_s."""
+        return self._replica.age_s
+
+    @property
+    def damaged(self) -> Sequence[Damaged]:
+        """Records that cannot be read, by name."""
+        return [self._replica.damaged[name] for name in sorted(self._replica.damaged)]
+
+    def get(self, name: str) -> Volume | None:
+        """See Registry.get. Raises Corrupt for a damaged record that was never seen whole: nobody knows what it was."""
+        entry = self._replica.entries.get(name)
+        if entry is not None:
+            return None if entry.volume.removed else entry.volume
+        if name in self._replica.damaged:
+            raise Corrupt(self._replica.damaged[name].error)
+        return None
+
+    def all(self) -> Sequence[Volume]:
+        """See Registry.all."""
+        return [volume for volume in self._volumes() if not volume.removed]
+
+    def removed(self) -> Sequence[Volume]:
+        """The tombstones, by name."""
+        return [volume for volume in self._volumes() if volume.removed]
+
+    def _volumes(self) -> list[Volume]:
+        return [self._replica.entries[name].volume for name in sorted(self._replica.entries)]
+
+    # -- asking the bucket
+
+    async def refresh(self) -> None:
+        """See Registry.refresh."""
+        while (asking := self._asking) is not None:
+            await asking.done.wait()
+            if asking.error is not None:
+                raise type(asking.error)(str(asking.error)) from asking.error
+            if asking.answered:
+                return
+        await self._ask()
+
+    async def _refresh_anew(self) -> None:
+        """As refresh, by a listing that begins after this call."""
+        while self._asking is not None:
+            await self._asking.done.wait()
+        await self._ask()
+
+    async def _ask(self) -> None:
+        """List, read what changed, and take it over. No await between the test of `_asking` and here."""
+        asking = self._asking = _Asking()
+        try:
+            mark = self._replica.begin()
+            listed = records.sort_out(await list_all(self._store, records.FOLDER, delimiter=True))
+            found = await self._read_changed(listed.records)
+            self._replica.commit(mark, found.read, found.gone)
+            for damaged in found.damaged:
+                self._replica.note_damaged(damaged)
+            self._note_foreign(listed.foreign)
+            asking.answered = True
+        except S3volError as error:
+            asking.error = error
+            raise
+        finally:
+            self._asking = None
+            asking.done.set()
+        await self._save()
+
+    async def _read_changed(self, listed: Mapping[str, ObjectInfo]) -> _Found:
+        found = _Found()
+        known = {name: entry.etag for name, entry in self._replica.entries.items()}
+        known |= {name: damaged.etag for name, damaged in self._replica.damaged.items()}
+        names = [name for name in {**known, **listed} if name not in listed or known.get(name) != listed[name].etag]
+        limit = trio.CapacityLimiter(_READS)
+
+        async def look(name: str) -> None:
+            async with limit:
+                try:
+                    entry = await self._read(name, listed.get(name))
+                except Corrupt as error:
+                    # The listing's ETag, so that it is read again only when it has changed.
+                    found.damaged.append(Damaged(name, listed[name].etag if name in listed else "", str(error)))
+                    return
+            if entry is None:
+                found.gone.append(name)
+            else:
+                found.read.append(entry)
+
+        try:
+            async with trio.open_nursery() as nursery:
+                for name in names:
+                    nursery.start_soon(look, name)
+        except ExceptionGroup as group:
+            raise first_error(group) from None
+        return found
+
+    async def _read(self, name: str, info: ObjectInfo | None = None) -> Entry | None:
+        """A record as it is now; `info` is what a listing says of it. None: there is none. Raises Corrupt."""
+        key = records.key_of(name)
+        for _ in range(_TRIES):
+            try:
+                info = info or await self._store.head(key)
+                wanted = min(info.size, records.RECORD_MAX_BYTES)
+                body = await self._store.get(key, 0, wanted, if_match=info.etag)
+            except NotFound:
+                return None
+            except PreconditionFailed:
+                info = None
+            else:
+                return records.read(bytes(body), info, name)
+        raise Unavailable(f"record {key}: is being changed again and again")
+
+    def _note_foreign(self, foreign: tuple[str, ...]) -> None:
+        for key in set(foreign) - set(self._foreign):
+            log.warning("%s: %r is no record of a volume", self._store.url, key)
+        self._foreign = foreign
+
+    async def find(self, name: str) -> Volume | None:
+        """See Registry.find. Raises Corrupt for a damaged record."""
+        if not volumes.is_name(name):
+            return None
+        entry = await self._take_over(name)
+        return None if entry is None or entry.volume.removed else entry.volume
+
+    async def _take_over(self, name: str) -> Entry | None:
+        """Read a record and put it into the copy."""
+        try:
+            entry = await self._read(name)
+        except Corrupt as error:
+            self._replica.note_damaged(Damaged(name, "", str(error)))
+            raise
+        self._replica.note(name, entry)
+        await self._save()
+        return entry
+
+    # -- changing the bucket
+
+    async def create(self, volume: Volume) -> Volume:
+        """See Registry.create. Raises UsageError for a source that is in the way of another volume's."""
+        key = records.key_of(volume.name)
+        if error := records.registry_obstacle(volume, self._source):
+            raise error
+        await self._refresh_anew()
+        current = self._known(volume.name)
+        for _ in range(_TRIES):
+            if current is not None and not current.volume.removed:
+                ours = current.volume.uuid == volume.uuid  # the reply to our write was lost
+                return await self._settled(volume) if ours else current.volume
+            self._check_room(volume)
+            condition = ABSENT
+            if current is not None:
+                records.may_replace(current, volume, await self._now_ns(current))
+                condition = matches(current.etag)
+            await _make_directory(volume)
+            if await self._put(volume, condition):
+                return await self._settled(volume)
+            current = await self._take_over(volume.name)
+        raise Unavailable(f"record {key}: is being changed again and again")
+
+    def _known(self, name: str) -> Entry | None:
+        """The record in the copy. Raises Corrupt when the bucket's is damaged: nothing is written over it."""
+        if name in self._replica.damaged:
+            raise Corrupt(self._replica.damaged[name].error)
+        return self._replica.entries.get(name)
+
+    def _check_room(self, volume: Volume) -> None:
+        for other in self._volumes():
+            if error := records.obstacle(volume, other):
+                raise error
+
+    async def _now_ns(self, tombstone: Entry) -> int:
+        """The store's clock, asked for only where it decides."""
+        return tombstone.modified_ns if tombstone.volume.deleted_at else await self._holders.now_ns()
+
+    async def _put(self, volume: Volume, condition: Condition) -> bool:
+        """Write a record; False when the condition did not hold, or the reply to a first attempt was lost."""
+        key = records.key_of(volume.name)
+        body = volumes.encode(volume)
+        try:
+            etag = await self._store.put(key, body, metadata={}, content_type="application/json", condition=condition)
+        except (PreconditionFailed, NotFound):
+            return False
+        self._replica.note(volume.name, Entry(volume, etag, int(self._now_s()) * 1_000_000_000))
+        await self._save()
+        return True
+
+    async def _settled(self, volume: Volume) -> Volume:
+        """Look again after creating `volume`: withdraw when another one is in its way that is not younger."""
+        await self._refresh_anew()
+        mine = await self._take_over(volume.name)  # Last-Modified by the store's clock
+        if mine is None or mine.volume.uuid != volume.uuid or mine.volume.removed:
+            return volume  # removed by somebody already
+        for entry in list(self._replica.entries.values()):
+            error = records.obstacle(volume, entry.volume)
+            if error and entry.modified_ns <= mine.modified_ns:
+                withdrawn = replace(self._buried(volume, delete=True), deleted_at=self._now())
+                await self._put(withdrawn, matches(mine.etag))
+                raise error
+        return volume
+
+    async def remove(self, volume: Volume) -> None:
+        """See Registry.remove. With `on_remove` delete the tombstone keeps others away until `finish_deletion`."""
+
+        def change(entry: Entry) -> Volume | None:
+            _check_same(entry, volume)
+            return None if entry.volume.removed else self._buried(entry.volume, delete=volume.on_remove == "delete")
+
+        await self._change(volume.name, change)
+
+    async def start_deletion(self, name: str) -> Volume:
+        """Make a tombstone one whose objects are being deleted; returns it. Raises UsageError when there is none."""
+
+        def change(entry: Entry) -> Volume | None:
+            if not entry.volume.removed:
+                raise UsageError(
+                    f"volume {name}: is not removed; `s3vol volume rm --data {name}` removes and deletes it"
+                )
+            if entry.volume.deleted_at:
+                raise UsageError(f"volume {name}: its data was deleted on {entry.volume.deleted_at}")
+            return None if entry.volume.deleting else replace(entry.volume, on_remove="delete")
+
+        return await self._change(name, change)
+
+    async def finish_deletion(self, volume: Volume) -> None:
+        """Note that all objects of a removed volume are gone: its name and its source are free again."""
+
+        def change(entry: Entry) -> Volume | None:
+            _check_same(entry, volume)
+            return replace(entry.volume, deleted_at=self._now()) if entry.volume.deleting else None
+
+        await self._change(volume.name, change)
+
+    async def undelete(self, name: str) -> Volume:
+        """See Registry.undelete."""
+        await self._refresh_anew()
+        now_ns = await self._holders.now_ns()
+
+        def change(entry: Entry) -> Volume | None:
+            volume = records.revive(entry, now_ns)
+            self._check_room(volume)
+            return volume
+
+        return await self._change(name, change)
+
+    async def _change(self, name: str, change: Callable[[Entry], Volume | None]) -> Volume:
+        """Replace a record by what `change` makes of it (None: it is right already); returns what is there then."""
+        key = records.key_of(name)
+        wanted: Volume | None = None
+        for _ in range(_TRIES):
+            entry = await self._take_over(name)
+            if entry is None:
+                raise UsageError(f"volume {name}: no such volume; `s3vol volume ls --all` shows those there are")
+            if entry.volume == wanted:
+                return entry.volume  # our own write, whose reply was lost
+            wanted = change(entry)
+            if wanted is None:
+                return entry.volume
+            if await self._put(wanted, matches(entry.etag)):
+                return wanted
+        raise Unavailable(f"record {key}: is being changed again and again")
+
+    def _buried(self, volume: Volume, *, delete: bool) -> Volume:
+        return records.bury(volume, self._node, self._now(), delete=delete)
+
+    def _now(self) -> str:
+        return timestamp(self._now_s())
+
+    # -- who has it mounted
+
+    async def holders(self, volume: Volume) -> Sequence[Holder]:
+        """See Registry.holders."""
+        return await self._holders.of(volume)
+
+    async def all_holders(self) -> Mapping[str, Sequence[Holder]]:
+        """The holders of all volumes, by uuid."""
+        return await self._holders.all()
+
+    async def hold(self, volume: Volume) -> None:
+        """See Registry.hold."""
+        await self._holders.hold(volume)
+
+    async def release(self, volume: Volume) -> None:
+        """See Registry.release."""
+        await self._holders.release(volume)
+
+    # -- the file
+
+    async def _save(self) -> None:
+        """Put the copy on disk. A full disk makes no answer wrong, so it is said once and not raised."""
+        if self._replica.age_s is None:
+            return  # a copy that never was whole would say "no such volume" after a restart
+        async with self._saving:
+            document = self._replica.document()
+            changed = document != self._saved
+            try:
+                await trio.to_thread.run_sync(self._replica.write, document if changed else None)
+            except OSError as error:
+                if str(error) != self._save_error:
+                    log.warning("copy of the registry: cannot be written: %s", error)
+                self._save_error, self._saved = str(error), b""
+            else:
+                self._save_error, self._saved = "", document
+
+
+@dataclass(slots=True)
+class _Found:
+    """What reading the changed records gave."""
+
+    read: list[Entry] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    damaged: list[Damaged] = field(default_factory=list)
+
+
+def _check_same(entry: Entry, volume: Volume) -> None:
+    if entry.volume.uuid != volume.uuid:
+        raise UsageError(f"volume {volume.name}: is another volume by now, created by {entry.volume.created_by}")
+
+
+async def _make_directory(volume: Volume) -> None:
+    """A source that is a directory is made like a bucket's prefix: by itself."""
+    source = parse_source(volume.source)
+    if source.kind != "file":
+        return
+    try:
+        await trio.to_thread.run_sync(functools.partial(os.makedirs, source.directory, exist_ok=True))
+    except OSError as error:
+        raise UsageError(f"volume {volume.name}: {source.url}: cannot be made: {error.strerror}") from None
+
+
+def timestamp(at_s: float) -> str:
+    """RFC 3339 in UTC, in whole seconds: what dockerd reads as CreatedAt."""
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def names(holders: Iterable[Holder]) -> str:
+    """`node1, node2`."""
+    return ", ".join(sorted(holder.node for holder in holders))
