@@ -191,7 +191,7 @@ def revive(entry: Entry, now_ns: int) -> Volume:
     volume = entry.volume
     if not volume.removed:
         raise UsageError(f"volume {volume.name}: is there, it was not removed")
-    if volume.on_remove == "delete":
+    if volume.deletion:
         raise UsageError(f"volume {volume.name}: its data was deleted when it was removed; create it anew")
     if expired(entry, now_ns):
         raise UsageError(
@@ -214,7 +214,7 @@ def may_replace(tombstone: Entry, volume: Volume, now_ns: int) -> None:
             f"volume {volume.name}: was removed on {old.removed_at} and its objects are being deleted by "
             f"{old.removed_by}; wait, or finish that with `s3vol volume delete {volume.name}`"
         )
-    if old.deleted_at or old.source != volume.source or expired(tombstone, now_ns):
+    if old.deletion or old.source != volume.source or expired(tombstone, now_ns):
         return
     raise UsageError(
         f"volume {volume.name}: was removed on {old.removed_at} and its data is still there; bring it back with "

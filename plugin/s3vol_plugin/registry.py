@@ -259,7 +259,7 @@ class BucketRegistry:
 
     async def _now_ns(self, tombstone: Entry) -> int:
         """The store's clock, asked for only where it decides."""
-        return tombstone.modified_ns if tombstone.volume.deleted_at else await self._holders.now_ns()
+        return tombstone.modified_ns if tombstone.volume.deletion else await self._holders.now_ns()
 
     async def _put(self, volume: Volume, condition: Condition) -> bool:
         """Write a record; False when the condition did not hold, or the reply to a first attempt was lost."""
@@ -282,13 +282,13 @@ class BucketRegistry:
         for entry in list(self._replica.entries.values()):
             error = records.obstacle(volume, entry.volume)
             if error and entry.modified_ns <= mine.modified_ns:
-                withdrawn = replace(self._buried(volume, delete=True), deleted_at=self._now())
+                withdrawn = replace(self._buried(volume, delete=True), deletion="done")
                 await self._put(withdrawn, matches(mine.etag))
                 raise error
         return volume
 
     async def remove(self, volume: Volume) -> None:
-        """See Registry.remove. With `on_remove` delete the tombstone keeps others away until `finish_deletion`."""
+        """See Registry.remove. With `on_remove` delete nobody else gets its source before `finish_deletion`."""
 
         def change(entry: Entry) -> Volume | None:
             _check_same(entry, volume)
@@ -296,26 +296,28 @@ class BucketRegistry:
 
         await self._change(volume.name, change)
 
-    async def start_deletion(self, name: str) -> Volume:
-        """Make a tombstone one whose objects are being deleted; returns it. Raises UsageError when there is none."""
+    async def begin_deletion(self, volume: Volume) -> Volume:
+        """Note that objects of a removed volume are being deleted: from here on nobody brings it back.
+
+        Raises UsageError when it is there (again), or is another volume by now.
+        """
 
         def change(entry: Entry) -> Volume | None:
+            _check_same(entry, volume)
             if not entry.volume.removed:
                 raise UsageError(
-                    f"volume {name}: is not removed; `s3vol volume rm --data {name}` removes and deletes it"
+                    f"volume {volume.name}: is not removed; `s3vol volume rm --data {volume.name}` does both"
                 )
-            if entry.volume.deleted_at:
-                raise UsageError(f"volume {name}: its data was deleted on {entry.volume.deleted_at}")
-            return None if entry.volume.deleting else replace(entry.volume, on_remove="delete")
+            return None if entry.volume.deletion else replace(entry.volume, on_remove="delete", deletion="begun")
 
-        return await self._change(name, change)
+        return await self._change(volume.name, change)
 
     async def finish_deletion(self, volume: Volume) -> None:
         """Note that all objects of a removed volume are gone: its name and its source are free again."""
 
         def change(entry: Entry) -> Volume | None:
             _check_same(entry, volume)
-            return replace(entry.volume, deleted_at=self._now()) if entry.volume.deleting else None
+            return replace(entry.volume, deletion="done") if entry.volume.deletion == "begun" else None
 
         await self._change(volume.name, change)
 

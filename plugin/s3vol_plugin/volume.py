@@ -34,9 +34,9 @@ class Volume:
     """One volume of the registry.
 
     `source` is the canonical URL that `s3vol mount` takes, `options` are rows of the options table as raw text by
-    their hyphened name. `share` says that another volume may write to the same source. `created_at` and `removed_at` are
-    RFC 3339 in UTC; a volume with `removed_at` is a tombstone that can be undeleted, unless `on_remove` was `delete`:
-    then its objects are being deleted, and gone for good since `deleted_at`.
+    their hyphened name. `share` says that another volume may write to the same source. `created_at` and `removed_at`
+    are RFC 3339 in UTC; a volume with `removed_at` is a tombstone. It can be undeleted, unless `deletion` of its
+    objects has begun; `deletion` is never set on a volume that is there.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Volume:
     share: bool = False
     removed_at: str = ""
     removed_by: str = ""
-    deleted_at: str = ""
+    deletion: Literal["", "begun", "done"] = ""
 
     @property
     def removed(self) -> bool:
@@ -59,8 +59,8 @@ class Volume:
 
     @property
     def deleting(self) -> bool:
-        """True for a tombstone whose objects are not all gone yet: nobody may write there meanwhile."""
-        return self.removed and self.on_remove == "delete" and not self.deleted_at
+        """True for a tombstone whose objects are to be deleted and are not all gone: nobody may write there."""
+        return self.removed and self.on_remove == "delete" and self.deletion != "done"
 
 
 def encode(volume: Volume) -> bytes:
@@ -83,10 +83,11 @@ def decode(data: bytes, what: str) -> Volume:
         raise Corrupt(f"{what}: is not a volume record: {error}") from None
     texts = (volume.name, volume.uuid, volume.source, volume.created_at, volume.created_by, volume.credentials)
     valid = (
-        all(isinstance(text, str) for text in (*texts, volume.removed_at, volume.removed_by, volume.deleted_at))
+        all(isinstance(text, str) for text in (*texts, volume.removed_at, volume.removed_by))
         and is_name(volume.name)
         and _UUID.fullmatch(volume.uuid)
         and volume.on_remove in ("retain", "delete")
+        and volume.deletion in ("", "begun", "done")
         and isinstance(volume.share, bool)
         and isinstance(volume.options, dict)
         and all(isinstance(k, str) and isinstance(v, str) for k, v in volume.options.items())

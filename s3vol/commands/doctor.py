@@ -20,13 +20,13 @@ import trio
 
 from s3vol import layout
 from s3vol.commands import doctor_docker
-from s3vol.commands.plan import load_options, store_settings
+from s3vol.commands.plan import load_options
 from s3vol.errors import NotFound, UsageError
 from s3vol.store import probe
 from s3vol.store.base import Capabilities, Store
 from s3vol.store.edge import first_error
 from s3vol.store.open import compose, open_s3, open_store
-from s3vol.store.settings import Source, StoreSettings, parse_source
+from s3vol.store.settings import Source, StoreSettings, parse_source, store_settings
 from s3vol.types import Health
 
 SCAN_MAX_KEYS = 10_000  # ten requests, less than a second on a LAN

@@ -14,14 +14,14 @@ from collections.abc import Collection
 
 import trio
 
-from s3vol.commands.plan import load_options, store_settings
+from s3vol.commands.plan import load_options
 from s3vol.commands.plugin import node_settings
 from s3vol.errors import Corrupt, NotFound
 from s3vol.store import probe
 from s3vol.store.base import Capabilities, Store
 from s3vol.store.edge import first_error
 from s3vol.store.open import compose, open_s3, open_store
-from s3vol.store.settings import Source, StoreSettings, parse_source
+from s3vol.store.settings import Source, StoreSettings, parse_source, store_settings
 from s3vol.types import Health
 from s3vol_plugin import checkup, records
 

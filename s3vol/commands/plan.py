@@ -20,7 +20,7 @@ from s3vol.cache.base import CacheSettings
 from s3vol.config import MountOptions
 from s3vol.errors import S3volError, UsageError
 from s3vol.fs.base import FsSettings
-from s3vol.store.settings import Source, StoreSettings, parse_source
+from s3vol.store.settings import Source, parse_source
 from s3vol_fuse.session import MountPoint
 
 _DEVICE = Path("/dev/fuse")
@@ -176,23 +176,6 @@ def warnings(plan: Plan) -> list[str]:
     if plan.source.kind == "memory":
         said.append("memory: forgets everything when it is unmounted")
     return said
-
-
-def store_settings(options: MountOptions) -> StoreSettings:
-    """The store's part of the options."""
-    return StoreSettings(
-        endpoint=options.endpoint,
-        region=options.region,
-        profile=options.profile,
-        anonymous=options.anonymous,
-        timeout_s=options.timeout,
-        connections=options.connections,
-        ca_bundle=str(options.ca_bundle) if options.ca_bundle else None,
-        verify_tls=options.verify_tls,
-        addressing=options.addressing,
-        sse=options.sse,
-        sse_kms_key=options.sse_kms_key,
-    )
 
 
 def cache_settings(options: MountOptions, directory: Path) -> CacheSettings:

@@ -22,7 +22,7 @@ from s3vol import __version__, control, logs, mounts, runtime
 from s3vol.cache.base import ContentCache
 from s3vol.cache.chunkcache import ChunkCache
 from s3vol.commands.daemon import Ready
-from s3vol.commands.plan import Plan, cache_settings, fs_settings, store_settings
+from s3vol.commands.plan import Plan, cache_settings, fs_settings
 from s3vol.errors import S3volError, UsageError
 from s3vol.fs.base import FileSystem
 from s3vol.fs.filesystem import S3Fs
@@ -30,6 +30,7 @@ from s3vol.status import endpoint_values
 from s3vol.store.base import Store
 from s3vol.store.edge import first_error
 from s3vol.store.open import compose, open_s3, open_store
+from s3vol.store.settings import store_settings
 from s3vol.types import Event, Health, WriteError
 from s3vol_fuse.admin import operations
 from s3vol_fuse.session import Session

@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import unquote
 
+from s3vol.config import MountOptions
 from s3vol.errors import UsageError
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -60,6 +61,23 @@ class StoreSettings:
     addressing: Literal["auto", "path", "virtual"] = "auto"  # auto: path for an endpoint that was given
     sse: Literal["aes256", "aws:kms"] | None = None
     sse_kms_key: str | None = None
+
+
+def store_settings(options: MountOptions) -> StoreSettings:
+    """The store's part of a mount's options. Keys are none of them."""
+    return StoreSettings(
+        endpoint=options.endpoint,
+        region=options.region,
+        profile=options.profile,
+        anonymous=options.anonymous,
+        timeout_s=options.timeout,
+        connections=options.connections,
+        ca_bundle=str(options.ca_bundle) if options.ca_bundle else None,
+        verify_tls=options.verify_tls,
+        addressing=options.addressing,
+        sse=options.sse,
+        sse_kms_key=options.sse_kms_key,
+    )
 
 
 def parse_source(text: str) -> Source:
