@@ -4,7 +4,8 @@ Theory of operation. dockerd keeps a record of each volume that it has seen, and
 `docker volume rm` asks the driver to remove the volume, which would remove it for all nodes. Records that stay cost 15
 s each whenever dockerd starts without the driver, and volumes of these names cannot be made again (rexray#1357). But
 dockerd drops a record when the driver says that there is no such volume. So for a moment a driver answers in our place
-that knows none, and dockerd is asked about each. Nothing is asked of the registry, and no data is touched.
+that knows none, and dockerd is asked about each. Nothing is asked of the registry, and no data is touched. Seen with
+dockerd 20.10: a volume takes 25 ms, no volume command waits for the driver afterwards, nor does the next start.
 
 Only for an uninstallation: the real driver must not run, and no container may refer to its volumes.
 """

@@ -129,10 +129,7 @@ def _uninstall(args: argparse.Namespace, root: Path) -> int:
         raise S3volError(f"dockerd still has records of {', '.join(left)}: restart dockerd, then try again")
     if names:
         print(f"dockerd has forgotten {len(names)} volumes; they and their data are as they were, on all other nodes")
-    print(
-        "until dockerd is restarted it looks for the driver in vain, 15 s at each volume command; "
-        f"{settings.state_directory}, {settings.cache_directory} and /etc/s3vol are left"
-    )
+    print(f"{settings.state_directory}, {settings.cache_directory} and /etc/s3vol are left on this node")
     return 0
 
 
