@@ -246,6 +246,11 @@ class Client:
         *_, last = self.events(timeout_s=timeout_s)
         return last
 
+    def interrupt(self) -> None:
+        """Make a call that waits in another thread raise NotServing there."""
+        with contextlib.suppress(OSError):  # the other end is gone: it does so anyway
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """End the connection."""
         self._lines.close()
