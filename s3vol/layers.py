@@ -26,6 +26,9 @@ from s3vol.config import OPTIONS, SHORTS, VARIABLE_PREFIX, MountOptions, variabl
 from s3vol.errors import UsageError
 
 _OTHER_VARIABLES = frozenset({"S3VOL_CONFIG", "S3VOL_RUNTIME_DIR", "S3VOL_FAILPOINT"})
+PLUGIN_PREFIX = f"{VARIABLE_PREFIX}PLUGIN_"
+"""Variables of the volume driver; no mount reads them."""
+
 _SURELY_MEANT = 0.8  # difflib ratio from which an unknown variable is taken for a misspelt option (one letter in five)
 _SHORTS = {short.name: short for short in SHORTS}
 _VARIABLES = {variable(name): name for name in (*OPTIONS, "write-back", "read-only")}
@@ -112,7 +115,7 @@ def environment_layers(environment: Mapping[str, str]) -> list[Layer]:
     """The `S3VOL_*` variables that name an option. One that nearly does raises UsageError: it is a typing error."""
     values: dict[str, str] = {}
     for given, raw in sorted(environment.items()):
-        if not given.startswith(VARIABLE_PREFIX) or given in _OTHER_VARIABLES:
+        if not given.startswith(VARIABLE_PREFIX) or given.startswith(PLUGIN_PREFIX) or given in _OTHER_VARIABLES:
             continue
         if given in _VARIABLES:
             values[_VARIABLES[given]] = raw
