@@ -1,0 +1,134 @@
+"""Who really uses a volume: the mount tables of all namespaces.
+
+Theory of operation. dockerd's references leak (a crash of dockerd, a Mount that outlived its patience), so nothing is
+unmounted or kept on their word. A container that has a volume has it in its mount namespace, and every process shows
+the table of its own: /proc/PID/mountinfo, read once for each namespace and root directory. A file system is known by its
+device, which is its own for as long as anybody has it mounted, dead or alive; when nobody has, the number is given to the
+next one. So a dead one is recognised by its name as well, `s3vol:NAME`, that the driver has given it.
+
+What does not count as use: our own mount point; a copy of it in a namespace that was split off from ours and follows what
+is unmounted in ours (systemd gives many services one); a dead mount that is covered by the living one of its volume.
+
+Taking the tables apart is pure; `LinuxKernel` reads, and starts the healing of a mount in a process of its own
+(s3vol_plugin.heal).
+
+Rejected: asking dockerd which containers there are. It knows its own only, and must not be needed while it waits for us.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from s3vol import mounts
+from s3vol.errors import S3volError
+from s3vol.mounts import Mount
+from s3vol_plugin.base import Usage
+
+HEAL_S = 15.0  # takes 60 ms; a subdirectory is looked up in the volume, which may have to wait for its endpoint
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A mount namespace as one of its processes sees it. `own`: it is this process's."""
+
+    pid: int
+    own: bool
+    table: Sequence[Mount]
+
+
+def find_usages(namespaces: Iterable[Namespace], wanted: Callable[[Mount], bool], *, besides: str = "") -> list[Usage]:
+    """Where mounts of ours that are `wanted` are seen, except at `besides` in our namespace and in copies that follow it."""
+    views = list(namespaces)
+    followed = _peers_above(besides, next((view.table for view in views if view.own), ()))
+    return [
+        Usage(view.pid, mount.path, mount.root, read_only="ro" in mount.flags)
+        for view in views
+        for mount in view.table
+        if mount.type == mounts.TYPE
+        and wanted(mount)
+        and not (mount.path == besides and (view.own or followed & _peers_above(besides, view.table)))
+        and not _covered(mount, view.table)
+    ]
+
+
+def _peers_above(path: str, table: Sequence[Mount]) -> frozenset[str]:
+    """Peer groups of the mount that `path` is mounted on: an unmount travels along those."""
+    by_id = {mount.id: mount for mount in table}
+    above = (by_id[mount.parent].peers for mount in table if mount.path == path and mount.parent in by_id)
+    return frozenset().union(*above)
+
+
+def _covered(mount: Mount, table: Sequence[Mount]) -> bool:
+    """True when a mount of the same volume lies on it."""
+    return any(
+        other.parent == mount.id and other.path == mount.path and other.source == mount.source for other in table
+    )
+
+
+def read_namespaces() -> list[Namespace]:
+    """All mount namespaces that a process is in. Needs root; processes of others are left out for anybody else."""
+    own = os.readlink(_PROC / "thread-self/ns/mnt")
+    found: dict[tuple[str, str], Namespace] = {}
+    for pid in sorted(int(name) for name in os.listdir(_PROC) if name.isdecimal()):
+        process = _PROC / str(pid)
+        try:
+            # A process below another root directory sees less of the same namespace.
+            view = (os.readlink(process / "ns/mnt"), os.readlink(process / "root"))
+            if view not in found:
+                found[view] = Namespace(pid, view[0] == own, mounts.mount_table(pid))
+        except OSError:  # it has ended meanwhile, or is a zombie
+            continue
+    return list(found.values())
+
+
+class LinuxKernel:
+    """base.Kernel on the running kernel."""
+
+    def usages(self, device: str, *, besides: str) -> Sequence[Usage]:
+        """Where the file system `device` is mounted, in any mount namespace, except at `besides` in ours."""
+        return find_usages(read_namespaces(), lambda mount: mount.device == device, besides=besides)
+
+    def dead(self, name: str, *, living: str) -> Sequence[Usage]:
+        """Where file systems called `name` are mounted that are not the device `living`: what crashes have left."""
+        return find_usages(read_namespaces(), lambda mount: mount.source == name and mount.device != living)
+
+    def heal(self, usage: Usage, mountpoint: str) -> None:
+        """Put the live mount at `mountpoint` in the place of a dead one in another namespace.
+
+        What is healed already stays as it is. Raises S3volError; then the dead mount is still there.
+        """
+        _surgery("heal", usage, mountpoint)
+
+    def restore(self, usage: Usage, mountpoint: str) -> None:
+        """Put the mount that another namespace has at `usage` (root `/`) back to `mountpoint` in ours.
+
+        Raises S3volError; then nothing is mounted there.
+        """
+        _surgery("restore", usage, mountpoint)
+
+
+def _surgery(verb: str, usage: Usage, mountpoint: str) -> None:
+    request = {"verb": verb, "pid": usage.pid, "path": usage.mountpoint, "mountpoint": mountpoint}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "s3vol_plugin.heal"],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            timeout=HEAL_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise S3volError(f"{usage.mountpoint} of process {usage.pid}: not healed within {HEAL_S:g} s") from None
+    except OSError as error:
+        raise S3volError(f"{sys.executable}: cannot be started: {error.strerror}") from None
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
+        raise S3volError(f"{usage.mountpoint} of process {usage.pid}: {lines[-1]}")
