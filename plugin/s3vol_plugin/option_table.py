@@ -53,8 +53,8 @@ OWN: Mapping[str, Option] = {
         _row(
             "prefix",
             parse_prefix,
-            "Where in the bucket the volume is; without `bucket`, below the registry's source. `path` and `subdir` mean the "
-            "same.",
+            "Where in the bucket the volume is; without `bucket`, below the registry's source. `path` and `subdir` are "
+            "other names for it.",
             "all of `bucket`; without `bucket`, the volume's name",
         ),
         _row(
@@ -66,22 +66,22 @@ OWN: Mapping[str, Option] = {
         _row(
             "credentials",
             units.parse_label,
-            "Name of a file in `/etc/s3vol/credentials.d` on each node: an AWS credentials file of root, mode 0600. Keys "
-            "themselves are no options, for everybody can read options.",
+            "Name of a file in `/etc/s3vol/credentials.d` on each node: an AWS credentials file of root, mode 0600. "
+            "Keys themselves are no options, for everybody can read options.",
             "that of `plugin.toml`, or the machine's AWS configuration",
         ),
         _row(
             "on-remove",
             units.Choice(("retain", "delete")),
-            "What becomes of the objects when the volume is removed: `retain` keeps them, and `s3vol volume undelete` brings "
-            "the volume back for 7 days.",
+            "What becomes of the objects when the volume is removed: `retain` keeps them, and `s3vol volume undelete` "
+            "brings the volume back for 7 days.",
             "retain",
         ),
         _row(
             "share",
             units.parse_flag,
-            "Allow the source to be that of another volume too. Two volumes that both write never have one source inside "
-            "the other's; read-only volumes may overlap anything.",
+            "Allow the source to be that of another volume too. Two volumes that both write never have one source "
+            "inside the other's; read-only volumes may overlap anything.",
             "no",
         ),
         _row("access", units.Choice(("shared",)), "`shared`: any number of nodes at a time.", "shared"),
@@ -117,7 +117,7 @@ TAKEN: Mapping[str, str] = {
 """Rows of the mount options table that a volume cannot have, and why."""
 
 MISSING: Mapping[str, str] = {
-    "size": "there are no quotas; `cache-size` is the room on each node's disk, and a bucket's quota is set on the server",
+    "size": "there are no quotas; `cache-size` is the room on each node's disk, a bucket's quota is set on the server",
     "from": "volumes cannot be cloned; `s3vol volume import` copies a directory",
     "snapshot": "there are no snapshots; the bucket's versioning keeps old versions",
     "sticky": "a volume in use is never removed, and a removed one can be undeleted for 7 days",

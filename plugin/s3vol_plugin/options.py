@@ -1,7 +1,7 @@
 """From what a user writes to what a volume is, and from plugin.toml to the settings of a node.
 
-Theory of operation. `docker volume create -o`, compose's `driver_opts` and `s3vol volume create -o` end here, as raw text
-by key. Hyphens and underscores are the same, aliases and short forms become the row that they stand for, and every key
+Theory of operation. `docker volume create -o`, compose's `driver_opts` and `s3vol volume create -o` end here, as raw
+text by key. Hyphens and underscores are the same, aliases and short forms become the row that they stand for, and every key
 is either taken or answered by one line that says why not. What a record holds is then free of this machine: users and
 groups are numbers, and what equals the node's default endpoint is left out.
 
@@ -108,8 +108,10 @@ def _understood(given: str, text: str) -> tuple[str, str]:
     name = table.ALIASES.get(key, key)
     if short := table.SHORT_FORMS.get(name):
         said = short.yes if _switch(given, text) else short.no
-        if said is None:
+        if said is None and name != "ro":
             raise UsageError(f"option {given}: takes no value")
+        if said is None:
+            return "", ""
         if short.stands_for in table.TAKEN:  # nodev, nosuid
             return "", ""
         return short.stands_for, said
@@ -209,9 +211,9 @@ def _source(name: str, own: Mapping[str, Any], root: Source) -> Source:
     backend = own.get("backend") or ("s3" if bucket else root.kind)
     if backend != "s3" and bucket:
         raise UsageError(f"option bucket: there are no buckets with backend={backend}")
-    if backend == "file" != root.kind:
+    if backend == "file" and root.kind != "file":
         raise UsageError("option backend: file is possible where the registry is a directory, and this one is not")
-    if backend == "s3" != root.kind and not bucket:
+    if backend == "s3" and root.kind != "s3" and not bucket:
         raise UsageError("option backend: s3 needs bucket=NAME, for the registry is not in a bucket")
     if root.kind == "memory" and not bucket:
         return root

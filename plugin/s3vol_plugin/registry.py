@@ -129,7 +129,7 @@ class BucketRegistry:
                 return
         await self._ask()
 
-    async def _refresh_anew(self) -> None:
+    async def relist(self) -> None:
         """As refresh, by a listing that begins after this call."""
         while self._asking is not None:
             await self._asking.done.wait()
@@ -229,7 +229,7 @@ class BucketRegistry:
         key = records.key_of(volume.name)
         if error := records.registry_obstacle(volume, self._source):
             raise error
-        await self._refresh_anew()
+        await self.relist()
         current = self._known(volume.name)
         for _ in range(_TRIES):
             if current is not None and not current.volume.removed:
@@ -275,7 +275,7 @@ class BucketRegistry:
 
     async def _settled(self, volume: Volume) -> Volume:
         """Look again after creating `volume`: withdraw when another one is in its way that is not younger."""
-        await self._refresh_anew()
+        await self.relist()
         mine = await self._take_over(volume.name)  # Last-Modified by the store's clock
         if mine is None or mine.volume.uuid != volume.uuid or mine.volume.removed:
             return volume  # removed by somebody already
@@ -312,6 +312,16 @@ class BucketRegistry:
 
         return await self._change(volume.name, change)
 
+    async def give_up_deletion(self, volume: Volume) -> None:
+        """Make `volume`, a tombstone, what it was before a deletion that has not deleted anything."""
+
+        def change(entry: Entry) -> Volume | None:
+            _check_same(entry, volume)
+            back = replace(entry.volume, on_remove=volume.on_remove, deletion="")
+            return back if entry.volume.deletion == "begun" else None
+
+        await self._change(volume.name, change)
+
     async def finish_deletion(self, volume: Volume) -> None:
         """Note that all objects of a removed volume are gone: its name and its source are free again."""
 
@@ -323,7 +333,7 @@ class BucketRegistry:
 
     async def undelete(self, name: str) -> Volume:
         """See Registry.undelete."""
-        await self._refresh_anew()
+        await self.relist()
         now_ns = await self._holders.now_ns()
 
         def change(entry: Entry) -> Volume | None:
