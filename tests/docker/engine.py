@@ -91,6 +91,10 @@ class Engine:
         wait_for(ready, timeout_s, "dockerd")
         return time.monotonic() - begin
 
+    def alive(self) -> bool:
+        """True while dockerd runs."""
+        return self._process is not None and self._process.alive()
+
     def stop(self) -> None:
         """SIGTERM: containers stop, unless live-restore keeps them."""
         if self._process is not None and self.node.running:
