@@ -174,3 +174,7 @@ class Engine:
     def build(self, tag: str, context: bytes) -> None:
         """`docker build` of a tar with a Dockerfile that needs no registry."""
         self.docker("build", "-q", "-t", tag, "-", stdin=context)
+
+    def load(self, tag: str, root: bytes) -> None:
+        """`docker import` of a root file system, with all attributes that a tar can say."""
+        self.docker("import", "--change", "ENV PATH=/bin", "-", tag, stdin=root)

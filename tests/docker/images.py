@@ -60,3 +60,45 @@ def busybox_image() -> bytes:
     with tarfile.open(fileobj=out, mode="w") as tar:
         _add_base(tar)
     return _context(out.getvalue())
+
+
+def content_image() -> bytes:
+    """Root file system of CONTENT: BUSYBOX with a tree at /data that has something of all that a tree can have.
+
+    To be imported, not built: the builder drops extended attributes.
+    """
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        _add_base(tar)
+        for info, body in _content():
+            info.size = len(body)
+            tar.addfile(info, io.BytesIO(body))
+    return out.getvalue()
+
+
+def _content() -> list[tuple[tarfile.TarInfo, bytes]]:
+    top = _entry("data", kind=tarfile.DIRTYPE, mode=0o1770)
+    top.uid = top.gid = 33
+    owned = _entry("data/owned", mode=0o640)
+    owned.uid, owned.gid = 33, 34
+    tagged = _entry("data/tagged", mode=0o644)
+    tagged.pax_headers = {"SCHILY.xattr.user.colour": "blue"}
+    null = _entry("data/null", kind=tarfile.CHRTYPE, mode=0o666)
+    null.devmajor, null.devminor = 1, 3
+    return [
+        (top, b""),
+        (owned, b"owned\n"),
+        (tagged, b"tagged\n"),
+        (_entry("data/setuid", mode=0o4755), b"#!/bin/sh\n"),
+        (_entry("data/first", mode=0o644), b"linked\n"),
+        (_entry("data/second", kind=tarfile.LNKTYPE, mode=0o644, link="data/first"), b""),
+        (_entry("data/third", kind=tarfile.LNKTYPE, mode=0o644, link="data/first"), b""),
+        (_entry("data/deep", kind=tarfile.DIRTYPE, mode=0o2755), b""),
+        (_entry("data/deep/empty", mode=0o600), b""),
+        (_entry("data/deep/large", mode=0o644), bytes(range(256)) * (5 << 12)),
+        (_entry("data/deep/up", kind=tarfile.SYMTYPE, link="../owned"), b""),
+        (_entry("data/dangling", kind=tarfile.SYMTYPE, link="/there/is/nothing"), b""),
+        (_entry("data/pipe", kind=tarfile.FIFOTYPE, mode=0o620), b""),
+        (_entry("data/a name with blanks and \u00fcml\u00e4ute", mode=0o644), b"names\n"),
+        (null, b""),
+    ]
