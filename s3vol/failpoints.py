@@ -32,6 +32,16 @@ class Point(enum.Enum):
     RENAME_DIR_AFTER_INTENT = "rename-dir-after-intent"
     RENAME_DIR_AFTER_COPIES = "rename-dir-after-copies"
     UNLINK_BEFORE_DELETE = "unlink-before-delete"
+    LINK_AFTER_RECORD = "link-after-record"
+    LINK_AFTER_BODY = "link-after-body"
+    LINK_AFTER_CONVERSION = "link-after-conversion"
+    LINK_AFTER_STUB = "link-after-stub"
+    LINK_RENAME_AFTER_RECORD = "link-rename-after-record"
+    LINK_RENAME_AFTER_STUB = "link-rename-after-stub"
+    LINK_RENAME_AFTER_TOMBSTONE = "link-rename-after-tombstone"
+    UNLINK_NAME_AFTER_RECORD = "unlink-name-after-record"
+    UNLINK_NAME_AFTER_STUB = "unlink-name-after-stub"
+    UNLINK_NAME_AFTER_BODY = "unlink-name-after-body"
 
 
 def _parse(text: str) -> tuple[Point | None, int]:

@@ -14,6 +14,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 import stat
 import time
 import urllib.parse
@@ -46,7 +47,22 @@ TOMBSTONE = "s3vol-tombstone"
 LINK = "s3vol-link"
 """Metadata name of a hard link's stub; the value is the id of the body under `.s3vol/links/`."""
 
+LINK_NAME = "s3vol-link-name"
+"""Metadata name of a stub: the token that stands for this name in the record of the link."""
+
+LINK_COUNT = "s3vol-link-count"
+"""Metadata name of a link's record: how many names there are."""
+
+LINK_BUSY = "s3vol-link-busy"
+"""Metadata name of a link's record in which something is under way."""
+
+LINKS = ".s3vol/links/"
+"""Hard links: the body `links/<id>` with the attributes, and the record of its names `links/<id>.names`."""
+
+_RECORD_ENDING = ".names"
+
 _NS = 1_000_000_000
+_LINK_ID = re.compile(r"[0-9a-f]{16}")
 _FILE_TYPES = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK}
 
 
@@ -125,6 +141,61 @@ def marker_key(directory: str) -> str:
 def is_tombstone(info: ObjectInfo) -> bool:
     """True for an object that stands for "renamed away". Its metadata must be known."""
     return TOMBSTONE in (info.metadata or {})
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What a stub says: the id of the body, and the token of this one name."""
+
+    id: str
+    token: str
+
+    @property
+    def key(self) -> str:
+        """Where the body is."""
+        return body_key(self.id)
+
+
+def body_key(link_id: str) -> str:
+    """The object that holds content and attributes of a hard link."""
+    return LINKS + link_id
+
+
+def record_key(link_id: str) -> str:
+    """The object that lists the names of a hard link."""
+    return f"{LINKS}{link_id}{_RECORD_ENDING}"
+
+
+def body_id(key: str) -> str | None:
+    """The id of the link whose body is at `key`; None for every other key."""
+    return key[len(LINKS) :] if key.startswith(LINKS) and not key.endswith(_RECORD_ENDING) else None
+
+
+def record_id(key: str) -> str | None:
+    """The id of the link whose record is at `key`; None for every other key."""
+    return key[len(LINKS) : -len(_RECORD_ENDING)] if key.startswith(LINKS) and key.endswith(_RECORD_ENDING) else None
+
+
+def stub(link: Link) -> tuple[bytes, dict[str, str]]:
+    """Body and metadata of the object at a name of a hard link (docs/rfcs/0004 says why it is not empty)."""
+    return f"s3vol hard link {link.id} {link.token}\n".encode(), {LINK: link.id, LINK_NAME: link.token}
+
+
+def link_of(info: ObjectInfo) -> Link | None:
+    """What the object says if it is a stub. Its metadata must be known.
+
+    Tools that write through s3fs headers keep all of them: a stub that got a content of its own is an ordinary file.
+    """
+    meta = info.metadata or {}
+    link = Link(meta.get(LINK, ""), meta.get(LINK_NAME, ""))
+    if not _LINK_ID.fullmatch(link.id) or info.size != len(stub(link)[0]):
+        return None
+    return link
+
+
+def without_link(meta: Mapping[str, str]) -> dict[str, str]:
+    """Metadata of a file without the headers of a stub."""
+    return {name: value for name, value in meta.items() if name not in (LINK, LINK_NAME)}
 
 
 def without_nonce(meta: Mapping[str, str]) -> dict[str, str]:

@@ -23,11 +23,13 @@ import trio
 
 from s3vol import layout
 from s3vol.cache.base import Content, State
-from s3vol.errors import MetadataTooLarge, PosixError, Unavailable
+from s3vol.errors import Corrupt, MetadataTooLarge, PosixError, Unavailable
 from s3vol.fs import attributes
 from s3vol.fs.base import Entry
 from s3vol.fs.context import Mount
 from s3vol.fs.inodes import Inode
+from s3vol.fs.linkrecord import Count, count_of
+from s3vol.fs.links import Links
 from s3vol.fs.objects import Objects
 from s3vol.store.base import DIRECTORY_TYPE, FILE_TYPE
 from s3vol.types import Invalidation, ObjectInfo
@@ -39,9 +41,10 @@ OPEN_BELIEVED_S = 10.0  # after a silence, so that a reader pauses for a tenth o
 class Coherence:
     """Between the inodes of one mount and the bucket. Methods that are not async have no await."""
 
-    def __init__(self, mount: Mount, objects: Objects) -> None:
+    def __init__(self, mount: Mount, objects: Objects, links: Links) -> None:
         self._mount = mount
         self._objects = objects
+        self._links = links
 
     # What may be told to the kernel
 
@@ -101,6 +104,22 @@ class Coherence:
         inode.asked_s = asked_s
         inode.explicit_times = inode.atime_set = False
         return inode.told is not None and inode.told != info.version
+
+    def adopt_count(self, inode: Inode, count: Count) -> None:
+        """Take over how many names a file has."""
+        inode.nlink, inode.linked_ns = max(count.names, 1), count.changed_ns
+
+    def relocate(self, path: str, link_id: str) -> None:
+        """The file at `path` is the body of a link now: its inode goes with it, if that has none. No await."""
+        inodes = self._mount.inodes
+        inode = inodes.at(path)
+        if inode is None or inode.is_dir:
+            return
+        if inodes.at(layout.body_key(link_id)) is None:
+            inodes.move(inode, layout.body_key(link_id))
+            inode.asked_s, inode.name = -inf, path
+        else:
+            self.vanish(inode)
 
     def adopt_content(self, inode: Inode, content: Content) -> None:
         """Take over the attributes of pending content, for an inode that is new here."""
@@ -174,7 +193,8 @@ class Coherence:
 
     def encode(self, inode: Inode, kept: Mapping[str, str]) -> dict[str, str]:
         """Metadata for the inode as it is now. Raises MetadataTooLarge."""
-        metadata = layout.encode_attr(inode.posix(), layout.without_nonce(kept), with_atime=inode.atime_set)
+        kept = layout.without_link(layout.without_nonce(kept))
+        metadata = layout.encode_attr(inode.posix(), kept, with_atime=inode.atime_set)
         layout.check_metadata(metadata)
         return metadata
 
@@ -236,14 +256,40 @@ class Coherence:
         key = inode.key
         if key is None:
             raise PosixError(errno.ESTALE, inode.was)
+        link_id = layout.body_id(key)
+        count: Count | None = None
         with self._mount.learned.asking() as ask:
-            info = await self._objects.head(key)
-        if ask.stale(key) or inode.key != key:
+            if link_id is None:
+                info = await self._objects.head(key)
+            else:
+                info, record = await self._links.ask(link_id)
+                count = count_of(record)
+        if ask.stale(key) or inode.key != key or (link_id is not None and ask.stale(layout.record_key(link_id))):
+            return None
+        link = layout.link_of(info) if info is not None and link_id is None else None
+        if link is not None:
+            await self._follow(inode, key, link.id)
             return None
         if info is None or layout.is_tombstone(info) or self.kind(info) != stat.S_IFMT(inode.mode):
             self.vanish(inode)
             raise PosixError(errno.ESTALE, key)
+        if count is not None:
+            self.adopt_count(inode, count)
         return info, self.adopt(inode, info, ask.at_s)
+
+    async def _follow(self, inode: Inode, key: str, link_id: str) -> None:
+        """The object at `key` has become the stub of a link. Corrupt: of one that has no body."""
+        body = await self._links.look(link_id)
+        if inode.key != key:
+            return
+        if body is None:
+            raise Corrupt(f"{key}: the content of this hard link, {layout.body_key(link_id)}, is gone from the bucket")
+        if self.kind(body.info) != stat.S_IFMT(inode.mode):
+            self.vanish(inode)
+            raise PosixError(errno.ESTALE, key)
+        self.relocate(key, link_id)
+        if inode.key is None:
+            raise PosixError(errno.ESTALE, key)
 
     async def _ask_directory(self, inode: Inode) -> bool:
         key = inode.key

@@ -24,6 +24,7 @@ from s3vol.fs.coherence import Coherence
 from s3vol.fs.context import Mount
 from s3vol.fs.handles import DirHandle, Row
 from s3vol.fs.inodes import Inode
+from s3vol.fs.links import Links
 from s3vol.fs.listing import Lister
 from s3vol.fs.lookup import Finder, Found
 from s3vol.types import Fh, Ino, ObjectInfo
@@ -35,11 +36,12 @@ FULL_ROWS = 4 * REPLY_ROWS  # behind the cursor rows keep their attributes so fa
 class Directories:
     """Open directories of one mount. The kernel calls readdir on one handle one at a time."""
 
-    def __init__(self, mount: Mount, coherence: Coherence, finder: Finder, lister: Lister) -> None:
+    def __init__(self, mount: Mount, coherence: Coherence, finder: Finder, lister: Lister, links: Links) -> None:
         self._mount = mount
         self._coherence = coherence
         self._finder = finder
         self._lister = lister
+        self._links = links
 
     async def open(self, ino: Ino) -> Fh:
         """ENOTDIR, ESTALE."""
@@ -72,7 +74,7 @@ class Directories:
         for index in range(handle.slim, end):
             row = handle.rows[index]
             if row.info is not None:
-                handle.rows[index] = Row(row.key, None, -inf, self._coherence.kind(row.info))
+                handle.rows[index] = Row(row.key, None, -inf, self._coherence.kind(row.info), row.stub)
         handle.slim = max(handle.slim, end)
 
     def remember(self, ino: Ino) -> None:
@@ -99,13 +101,26 @@ class Directories:
         handle.store_cursor, handle.complete = page.cursor, page.cursor is None
         cut = len(handle.local) if page.last is None else bisect.bisect_right(handle.local, page.last)
         local, handle.local = handle.local[:cut], handle.local[cut:]
-        rows = {row.key: row for row in page.rows}
+        rows = {row.key: row for row in await self._follow(page.rows)}
         for key in local:
             if key not in rows and self._mount.cache.dirty(key) is not None:
                 rows[key] = self._pending(key)
         for key in sorted(rows):
             if not (key.endswith("/") and self._has(handle, key[:-1])):  # `a` may be on one page and `a/` on the next
                 handle.rows.append(rows[key])
+
+    async def _follow(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Names of hard links get what is their body's; where that is gone they stay what they are."""
+        links = [layout.link_of(row.info) if row.info is not None else None for row in rows]
+        if not any(links):
+            return rows
+        bodies = await self._links.look_all(link.id for link in links if link is not None)
+        return [
+            Row(row.key, body.info, min(row.asked_s, body.at_s), stub=row.info, count=body.count)
+            if link is not None and (body := bodies.get(link.id)) is not None
+            else row
+            for row, link in zip(rows, links, strict=True)
+        ]
 
     def _has(self, handle: DirHandle, key: str) -> bool:
         at = bisect.bisect_left(handle.rows, key, key=lambda row: row.key)
@@ -135,12 +150,15 @@ class Directories:
                 posix = replace(posix, mode=row.kind)
             size, ttl_s = 0, 0.0
         else:
-            info = row.info
+            content = found.content if row.stub is not None else None
+            info = replace(row.info, size=content.size, metadata=content.metadata) if content is not None else row.info
             posix = layout.decode_attr(info, mount.owner, is_dir=False)
             size, ttl_s = info.size, named_ttl_s
         ino = mount.inodes.number(found.key, posix.mode)
         shown = Inode(ino, found.key, stat.S_IFMT(posix.mode), size=size)
         shown.set_posix(posix)
+        if found.count is not None:
+            self._coherence.adopt_count(shown, found.count)
         return Entry(shown.attr(), ttl_s, named_ttl_s)
 
     def _asked_s(self, handle: DirHandle, row: Row) -> float:
@@ -153,4 +171,8 @@ class Directories:
         content = self._mount.cache.dirty(path)
         if content is not None:
             return Found(path, False, asked_s, content=content)
-        return Found(path, row.is_dir, asked_s, row.info, looked=not row.is_dir, kind=row.kind)
+        found = Found(
+            path, row.is_dir, asked_s, row.info, None, not row.is_dir, row.kind, stub=row.stub, count=row.count
+        )
+        link = found.link
+        return found if link is None else replace(found, content=self._mount.cache.dirty(link.key))

@@ -3,6 +3,7 @@
     lookup, create, mkdir, mknod, symlink   namespace.py   find by lookup.py, listing.py
     unlink, rmdir                           removal.py     open files that lose their name: orphans.py
     rename                                  rename.py      directories: tree.py, intents.py; bytes: copying.py
+    link, and linked names that go          linking.py     rename: linkrename.py; records: links.py, linkrecord.py
     open, read, write, flush, fsync         fileio.py
     getattr, setattr, xattrs                changes.py     rules: attributes.py
     opendir, readdir                        directory.py
@@ -14,7 +15,6 @@ inodes.py, numbers.py, handles.py, claims.py. Imports among them go one way, and
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +22,6 @@ import trio
 
 from s3vol import layout
 from s3vol.cache.base import ContentCache
-from s3vol.errors import PosixError
 from s3vol.fs import attributes
 from s3vol.fs.base import DirEntry, Entry, FsSettings, Opened, Progress, StatFs
 from s3vol.fs.changes import Changes
@@ -32,6 +31,9 @@ from s3vol.fs.directory import Directories
 from s3vol.fs.fileio import FileIO
 from s3vol.fs.inodes import Inode, Inodes
 from s3vol.fs.learned import Learned
+from s3vol.fs.linking import Linking
+from s3vol.fs.linkrename import LinkRename
+from s3vol.fs.links import Links
 from s3vol.fs.listing import Lister
 from s3vol.fs.lookup import Finder
 from s3vol.fs.namespace import Namespace
@@ -67,19 +69,22 @@ class S3Fs:
     ) -> None:
         mount = self._mount = _mount(store, cache, settings, events, health or Health())
         objects = Objects(store, settings, mount.health)
-        coherence = Coherence(mount, objects)
+        links = Links(mount, objects)
+        coherence = Coherence(mount, objects, links)
         lister = Lister(mount, objects, coherence)
-        finder = Finder(mount, objects, coherence, lister)
+        finder = Finder(mount, objects, coherence, lister, links)
         orphans = Orphans(mount, objects)
-        removal = Removal(mount, objects, coherence, finder, orphans)
-        tree = TreeRename(mount, objects, coherence, removal)
         self._files = FileIO(mount, coherence, orphans)
+        self._linking = linking = Linking(mount, objects, coherence, finder, self._files, orphans, links)
+        removal = Removal(mount, objects, coherence, finder, orphans, linking)
+        tree = TreeRename(mount, objects, coherence, removal, links)
+        renaming = LinkRename(mount, objects, links, linking)
         self._namespace = Namespace(mount, objects, coherence, finder, self._files)
         self._removal = removal
-        self._rename = Rename(mount, objects, coherence, finder, self._files, orphans, removal, tree)
+        self._rename = Rename(mount, objects, coherence, finder, self._files, orphans, removal, renaming, tree)
         self._changes = Changes(mount, coherence, self._files)
-        self._directories = Directories(mount, coherence, finder, lister)
-        self._upkeep = Upkeep(mount, self._files, orphans, self._rename, tree)
+        self._directories = Directories(mount, coherence, finder, lister, links)
+        self._upkeep = Upkeep(mount, self._files, orphans, self._rename, tree, links)
 
     # The life of the mount
 
@@ -118,9 +123,8 @@ class S3Fs:
         return await self._namespace.symlink(parent, name, target, caller)
 
     async def link(self, ino: Ino, parent: Ino, name: bytes, caller: Caller) -> Entry:
-        """Refused with EPERM, which is what link(2) says of a file system without hard links."""
-        self._mount.writable()
-        raise PosixError(errno.EPERM, "hard links")
+        """See FileSystem."""
+        return await self._linking.link(ino, parent, name)
 
     async def readlink(self, ino: Ino) -> bytes:
         """See FileSystem."""

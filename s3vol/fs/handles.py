@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from s3vol.cache.base import Content
 from s3vol.errors import PosixError
 from s3vol.fs.inodes import Inode
+from s3vol.fs.linkrecord import Count
 from s3vol.types import Fh, Ino, ObjectInfo
 
 
@@ -28,6 +29,8 @@ class Row:
     info: ObjectInfo | None
     asked_s: float
     kind: int = 0  # type bits of a row without `info`; 0: a directory
+    stub: ObjectInfo | None = None  # one name of a hard link: the object at `key`; `info` is the body's
+    count: Count | None = None
 
     @property
     def name(self) -> str:

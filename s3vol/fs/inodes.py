@@ -2,7 +2,8 @@
 
 Theory of operation. An inode is here while the kernel has looked it up (and not forgotten it) or a handle is open on
 it; the bucket is never mirrored. `key` is where its object is: `a/b` for a file, `a/b/` for a directory, "" for the
-root, None when its name is gone (unlinked, or replaced by something of another type) while somebody still uses it.
+root, `.s3vol/links/<id>` for a file with several names (all of them lead to one inode), None when its name is gone
+(unlinked, or replaced by something of another type) while somebody still uses it.
 
 A name that comes back while the kernel still holds the dead inode gets that inode again, when the type is the same and
 no handle is open: programs that rewrite a file by unlink and create would else leave one exception of inode numbers
@@ -60,6 +61,11 @@ class Inode:
     pages: Content | None = None  # whose bytes the kernel's page cache may hold
     was: str = ""  # the key it had before its name went
 
+    # Of a hard link, whose key is its body's.
+    nlink: int = 1
+    linked_ns: int = 0  # when the number of its names changed last
+    name: str = ""  # the path by which it was found last
+
     # Of a symlink, of a directory, of an unlinked file.
     target: bytes | None = None
     marker: bool | None = None  # the directory has a marker object; None: not known
@@ -104,9 +110,9 @@ class Inode:
             gid=self.gid,
             size=self.size,
             mtime_ns=max(self.mtime_ns, self.touched_ns),
-            ctime_ns=max(self.ctime_ns, self.touched_ns),
+            ctime_ns=max(self.ctime_ns, self.touched_ns, self.linked_ns),
             atime_ns=self.atime_ns,
-            nlink=0 if self.key is None else 1,
+            nlink=0 if self.key is None else self.nlink,
             rdev=self.rdev,
         )
 

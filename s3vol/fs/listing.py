@@ -108,6 +108,8 @@ class Lister:
         for row in rows:
             mount.learned.put(row.key, row.info, ask)
             inode = mount.inodes.at(row.key)
+            if row.info is not None and layout.link_of(row.info) is not None:
+                continue  # its attributes are its body's
             if inode is not None and row.info is not None and not ask.stale(row.key):
                 if self._coherence.kind(row.info) == stat.S_IFMT(inode.mode):
                     self._coherence.adopt(inode, row.info, ask.at_s)

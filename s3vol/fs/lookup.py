@@ -25,6 +25,8 @@ from s3vol.fs.coherence import Coherence
 from s3vol.fs.context import Mount
 from s3vol.fs.inodes import Inode
 from s3vol.fs.learned import Ask
+from s3vol.fs.linkrecord import Count
+from s3vol.fs.links import Links
 from s3vol.fs.listing import Lister, Listing
 from s3vol.fs.objects import Objects
 from s3vol.fs.parallel import both
@@ -45,24 +47,58 @@ class Found:
     content: Content | None = None
     looked: bool = True  # a directory's marker was looked for; False: seen as a prefix only
     kind: int = 0  # of a file of which only the type is left
+    stub: ObjectInfo | None = None  # one name of a hard link: the object at `path`; `info` and `content` are the body's
+    count: Count | None = None
+
+    @property
+    def link(self) -> layout.Link | None:
+        """What the stub at this name says."""
+        return layout.link_of(self.stub) if self.stub is not None else None
 
     @property
     def key(self) -> str:
         """As in the inode table."""
+        link = self.link
+        if link is not None:
+            return link.key
         return f"{self.path}/" if self.is_dir else self.path
 
 
 class Finder:
     """Answers by path. Concurrent calls are independent."""
 
-    def __init__(self, mount: Mount, objects: Objects, coherence: Coherence, lister: Lister) -> None:
+    def __init__(self, mount: Mount, objects: Objects, coherence: Coherence, lister: Lister, links: Links) -> None:
         self._mount = mount
         self._objects = objects
         self._coherence = coherence
         self._lister = lister
+        self._links = links
 
     async def find(self, parent: Inode, path: str, *, now: bool = False) -> Found | None:
-        """What is at `path`, a child of `parent`; with `now`, as of a request that began after this call."""
+        """What is at `path`, a child of `parent`; with `now`, as of a request that began after this call.
+
+        A stub whose body is gone is found as the object that it is.
+        """
+        found = await self._find(parent, path, now=now)
+        followed = await self._follow(found, now=now)
+        if followed is None and found is not None:  # it was unlinked since, or its body is gone
+            found = await self._find(parent, path, now=True)
+            followed = await self._follow(found, now=True)
+        return followed or found
+
+    async def _follow(self, found: Found | None, *, now: bool) -> Found | None:
+        """From the stub to the body; None: there is no body."""
+        link = layout.link_of(found.info) if found is not None and found.info is not None else None
+        if found is None or link is None:
+            return found
+        body = await self._links.look(link.id, now=now)
+        if body is None:
+            return None
+        at_s = min(found.asked_s, body.at_s)
+        content = self._mount.cache.dirty(link.key)
+        return Found(found.path, False, at_s, body.info, content, stub=found.info, count=body.count)
+
+    async def _find(self, parent: Inode, path: str, *, now: bool) -> Found | None:
         if layout.is_reserved(f"{path}/"):
             return None
         local = self._local(path, learned=not now)
@@ -79,6 +115,17 @@ class Finder:
 
     def inode(self, found: Found) -> Inode:
         """The live inode of an answer, with its attributes taken over. No await: the answer is still the newest."""
+        link = found.link
+        if link is not None:
+            self._coherence.relocate(found.path, link.id)
+        inode = self._file_or_directory(found)
+        if link is not None:
+            inode.name = found.path
+            if found.count is not None:
+                self._coherence.adopt_count(inode, found.count)
+        return inode
+
+    def _file_or_directory(self, found: Found) -> Inode:
         mount, coherence = self._mount, self._coherence
         if found.is_dir:
             inode, new = mount.inodes.ensure(found.key, stat.S_IFDIR)

@@ -20,7 +20,8 @@ from s3vol.fs.claims import Claim
 from s3vol.fs.coherence import Coherence
 from s3vol.fs.context import Mount
 from s3vol.fs.inodes import Inode
-from s3vol.fs.lookup import Finder
+from s3vol.fs.linking import Linking, bodies
+from s3vol.fs.lookup import Finder, Found
 from s3vol.fs.objects import Objects
 from s3vol.fs.orphans import Orphans
 from s3vol.types import Ino
@@ -29,12 +30,21 @@ from s3vol.types import Ino
 class Removal:
     """unlink, rmdir, and what rename needs of them."""
 
-    def __init__(self, mount: Mount, objects: Objects, coherence: Coherence, finder: Finder, orphans: Orphans) -> None:
+    def __init__(
+        self,
+        mount: Mount,
+        objects: Objects,
+        coherence: Coherence,
+        finder: Finder,
+        orphans: Orphans,
+        linking: Linking,
+    ) -> None:
         self._mount = mount
         self._objects = objects
         self._coherence = coherence
         self._finder = finder
         self._orphans = orphans
+        self._linking = linking
 
     async def unlink(self, parent: Ino, name: bytes) -> None:
         """ENOENT, EISDIR, EROFS."""
@@ -42,27 +52,42 @@ class Removal:
         mount.writable()
         directory = mount.directory(parent)
         path = mount.child(directory, name)
-        async with mount.claims.hold(Claim(path)):
-            found = await self._finder.need(directory, path)
-            if found.is_dir:
-                raise PosixError(errno.EISDIR, path)
-            published = found.content is None or found.content.base is not None
-            inode = mount.inodes.at(path)
-            mount.learned.changed(path)
-            if found.content is not None:
-                await self._mount.cache.discard(found.content)
-                published = published or found.content.base is not None  # a publish in flight has succeeded
-            if published:
-                await self.ensure_marker(directory)
-                if inode is not None:
-                    await self._orphans.keep(inode)
-                hit(Point.UNLINK_BEFORE_DELETE)
-                await mount.store.delete(path)
-            elif inode is not None:
+        claimed: tuple[Claim, ...] = ()
+        while True:
+            async with mount.claims.hold(Claim(path), *claimed):
+                found = await self._finder.need(directory, path)
+                if found.is_dir:
+                    raise PosixError(errno.EISDIR, path)
+                wanted = bodies(found)
+                if set(wanted) <= set(claimed):
+                    await self._unlink(directory, path, found)
+                    mount.touch(directory)
+                    return
+                claimed = wanted
+
+    async def _unlink(self, directory: Inode, path: str, found: Found) -> None:
+        mount, link = self._mount, found.link
+        if link is not None:
+            self._coherence.relocate(path, link.id)
+            await self.ensure_marker(directory)
+            await self._linking.unlink(path, link)
+            return
+        published = found.content is None or found.content.base is not None
+        inode = mount.inodes.at(path)
+        mount.learned.changed(path)
+        if found.content is not None:
+            await mount.cache.discard(found.content)
+            published = published or found.content.base is not None  # a publish in flight has succeeded
+        if published:
+            await self.ensure_marker(directory)
+            if inode is not None:
                 await self._orphans.keep(inode)
-            mount.learned.changed(path)
-            self.unname(inode, path)
-            mount.touch(directory)
+            hit(Point.UNLINK_BEFORE_DELETE)
+            await mount.store.delete(path)
+        elif inode is not None:
+            await self._orphans.keep(inode)
+        mount.learned.changed(path)
+        self.unname(inode, path)
 
     async def rmdir(self, parent: Ino, name: bytes) -> None:
         """ENOENT, ENOTDIR, ENOTEMPTY, EROFS."""

@@ -29,6 +29,8 @@ from s3vol.fs.context import Mount
 from s3vol.fs.copying import GONE, SMALL_BYTES, Copier
 from s3vol.fs.fileio import FileIO
 from s3vol.fs.inodes import Inode
+from s3vol.fs.linking import bodies
+from s3vol.fs.linkrename import TOMBSTONES, LinkRename
 from s3vol.fs.lookup import Finder, Found
 from s3vol.fs.objects import Objects
 from s3vol.fs.orphans import Orphans
@@ -40,7 +42,6 @@ from s3vol.types import Ino, ObjectInfo
 RENAME_NOREPLACE = 1  # linux/fs.h
 ATTEMPTS = 10  # lost races against other nodes before giving up
 PAUSE_S = 0.01  # about what a copy and a tombstone take; doubles with each attempt
-TOMBSTONES = "tombstone"  # notes: tombstones of ours that may be left
 
 
 class Kind(enum.Enum):
@@ -51,6 +52,10 @@ class Kind(enum.Enum):
     TREE = "tree"
 
 
+class Linked(S3volError):
+    """The file that was to be replaced has become a name of a link: the rename begins anew, and marks it first."""
+
+
 def plan(source: Found | None, target: Found | None, old: str, new: str, flags: int) -> Kind:
     """Decide, or refuse: EINVAL, ENOENT, EEXIST, EISDIR, ENOTDIR. A target directory must be empty as well."""
     if flags & ~RENAME_NOREPLACE:
@@ -59,7 +64,7 @@ def plan(source: Found | None, target: Found | None, old: str, new: str, flags: 
         raise PosixError(errno.ENOENT, old)
     if target is not None and flags & RENAME_NOREPLACE:
         raise PosixError(errno.EEXIST, new)
-    if old == new:
+    if old == new or _same_inode(source, target):
         return Kind.NOTHING
     if not source.is_dir:
         if target is not None and target.is_dir:
@@ -70,6 +75,10 @@ def plan(source: Found | None, target: Found | None, old: str, new: str, flags: 
     if target is not None and not target.is_dir:
         raise PosixError(errno.ENOTDIR, new)
     return Kind.TREE
+
+
+def _same_inode(source: Found, target: Found | None) -> bool:
+    return target is not None and source.link is not None and source.key == target.key
 
 
 class Rename:
@@ -84,6 +93,7 @@ class Rename:
         files: FileIO,
         orphans: Orphans,
         removal: Removal,
+        links: LinkRename,
         tree: TreeRename,
     ) -> None:
         self._mount = mount
@@ -93,6 +103,7 @@ class Rename:
         self._files = files
         self._orphans = orphans
         self._removal = removal
+        self._links = links
         self._tree = tree
         self._copier = Copier(mount, objects)
 
@@ -104,35 +115,73 @@ class Rename:
         old, new = mount.child(directory, name), mount.new_child(new_directory, new_name)
         if new.startswith(f"{old}/") or layout.is_reserved(f"{old}/"):
             raise PosixError(errno.EINVAL if new.startswith(f"{old}/") else errno.ENOENT, old)
-        # Trees, as what is at the names is known only under the claim.
-        claims = [Claim(old, tree=True)] + ([Claim(new, tree=True)] if new != old else [])
-        async with mount.claims.hold(*claims):
-            source = await self._finder.find(directory, old)
-            target = await self._finder.find(new_directory, new, now=True)
-            kind = plan(source, target, old, new, flags)
-            if kind is Kind.NOTHING or source is None:
-                return
-            if kind is Kind.FILE:
-                await self._removal.ensure_marker(directory)
-                await self._file(old, new, source, target, replace=not flags & RENAME_NOREPLACE)
-            else:
-                if target is not None:
-                    await self._removal.check_empty(f"{new}/")
-                layout.check_key(f"{new}/")
-                await self._removal.ensure_marker(directory)
-                await self._tree.rename(f"{old}/", f"{new}/")
-            mount.touch(directory)
-            mount.touch(new_directory)
+        # Trees, as what is at the names is known only under the claim; so are the bodies of links.
+        names = (Claim(old, tree=True),) + ((Claim(new, tree=True),) if new != old else ())
+        claimed: tuple[Claim, ...] = ()
+        for _ in range(ATTEMPTS):
+            async with mount.claims.hold(*names, *claimed):
+                source = await self._finder.find(directory, old)
+                target = await self._finder.find(new_directory, new, now=True)
+                wanted = bodies(source, target)
+                if set(wanted) <= set(claimed):
+                    try:
+                        if await self._rename(directory, new_directory, old, new, source, target, flags):
+                            return
+                    except Linked:
+                        continue
+                claimed = wanted
+        raise Unavailable(f"{old}: other nodes changed it {ATTEMPTS} times while it was to be renamed")
 
-    async def _file(self, old: str, new: str, source: Found, target: Found | None, *, replace: bool) -> None:
+    async def _rename(
+        self,
+        directory: Inode,
+        new_directory: Inode,
+        old: str,
+        new: str,
+        source: Found | None,
+        target: Found | None,
+        flags: int,
+    ) -> bool:
+        """Everything is claimed. False: begin anew."""
+        kind = plan(source, target, old, new, flags)
+        if kind is Kind.NOTHING or source is None:
+            return True
+        if kind is Kind.FILE:
+            await self._removal.ensure_marker(directory)
+            if not await self._names(old, new, source, target, replace=not flags & RENAME_NOREPLACE):
+                return False
+        else:
+            if target is not None:
+                await self._removal.check_empty(f"{new}/")
+            layout.check_key(f"{new}/")
+            await self._removal.ensure_marker(directory)
+            await self._tree.rename(f"{old}/", f"{new}/")
+        self._mount.touch(directory)
+        self._mount.touch(new_directory)
+        return True
+
+    async def _names(self, old: str, new: str, source: Found, target: Found | None, *, replace: bool) -> bool:
+        for found in (source, target):
+            if found is not None and found.link is not None:
+                self._coherence.relocate(found.path, found.link.id)
+        if target is None or target.link is None:
+            return await self._file(old, new, source, target, replace=replace)
+        return await self._links.over(new, target, lambda stub: self._file(old, new, source, stub, replace=replace))
+
+    async def _file(self, old: str, new: str, source: Found, target: Found | None, *, replace: bool) -> bool:
         cache = self._mount.cache
         replaced = await self._give_way(new, target)
+        if source.link is not None:
+            done = await self._links.move(old, new, source, replaced, self._clear, replace=replace)
+            if done:
+                self._removal.unname(self._mount.inodes.at(new), new)
+            return done
         inode = self._mount.inodes.at(old)
         content = cache.dirty(old)
         if content is not None:
             if inode is not None:
                 self._coherence.push(inode, content)
-            if content.base is None:
+            if content.base is None and (replaced is None or layout.link_of(replaced) is None):
                 await self._move_pending(content, new, replaced)
             if content.key == old:
                 await cache.publish(content)
@@ -140,6 +189,7 @@ class Rename:
             self.renamed(old, new)
         else:
             await self._published(old, new, replaced, replace=replace)
+        return True
 
     async def _move_pending(self, content: Content, new: str, replaced: ObjectInfo | None) -> None:
         """Rename what was never published; nothing happens when a publish at work has just succeeded."""
@@ -232,6 +282,8 @@ class Rename:
                     replaced = None
                 if replaced is not None and not replace:
                     raise PosixError(errno.EEXIST, new) from None
+                if replaced is not None and layout.link_of(replaced) is not None:
+                    raise Linked(new) from None
         raise Unavailable(f"{new}: other nodes changed it {ATTEMPTS} times while it was to be replaced")
 
     async def _clear(self, old: str, tombstone: ObjectInfo, buried_s: float) -> None:

@@ -32,6 +32,7 @@ from s3vol.fs.coherence import Coherence
 from s3vol.fs.context import Mount
 from s3vol.fs.copying import GONE, Copier
 from s3vol.fs.intents import BEAT_S, Intent, Intents
+from s3vol.fs.links import Links
 from s3vol.fs.objects import Objects
 from s3vol.fs.parallel import alongside, for_each
 from s3vol.fs.removal import Removal
@@ -46,11 +47,12 @@ ATTEMPTS = 10
 class TreeRename:
     """Moves directories, and finishes moves that were left behind."""
 
-    def __init__(self, mount: Mount, objects: Objects, coherence: Coherence, removal: Removal) -> None:
+    def __init__(self, mount: Mount, objects: Objects, coherence: Coherence, removal: Removal, links: Links) -> None:
         self._mount = mount
         self._objects = objects
         self._coherence = coherence
         self._removal = removal
+        self._links = links
         self._copier = Copier(mount, objects)
         self._intents = Intents(mount.store, mount.cache)
         self._running: set[str] = set()
@@ -197,6 +199,10 @@ class TreeRename:
         for _ in range(ATTEMPTS):
             nonce = f"{intent.id}.{_digest(source)}"
             try:
+                link = await self._renamed_link(intent, source, target)
+                if link is not None:
+                    body, metadata = layout.stub(link)
+                    return source, await self._objects.put(target, body, metadata, condition=condition, nonce=nonce)
                 return source, await self._copier.copy(source, target, condition, nonce=nonce)
             except GONE:
                 now = await self._objects.head(source.key)
@@ -205,6 +211,23 @@ class TreeRename:
                 source = now
                 target, condition = await self._way(intent, target)
         raise Unavailable(f"{source.key}: other nodes changed it {ATTEMPTS} times while its directory was renamed")
+
+    async def _renamed_link(self, intent: Intent, source: ObjectInfo, target: str) -> layout.Link | None:
+        """What the stub at the new name says, when the source is one of a link that has a record.
+
+        The token is made of the intent, so that whoever repeats the move makes the same name.
+        """
+        link = layout.link_of(source)
+        if link is None:
+            return None
+        made = layout.Link(link.id, blake2b(f"{intent.id} {link.token}".encode(), digest_size=8).hexdigest())
+        try:
+            known = await self._links.begin(link.id, {made.token: target}, {link.token: source.key})
+        except PosixError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            known = False  # its last name is just being removed
+        return made if known else None
 
     async def _way(self, intent: Intent, target: str) -> tuple[str, Condition]:
         """Where to copy to when something may be at the target: over our own older copy, beside anything else."""
@@ -240,6 +263,9 @@ class TreeRename:
                 continue
             self._moved(source, copied)  # no await since the tombstone is there
             await self._objects.remove_buried(tombstone, buried_s)
+            link, made = layout.link_of(source), layout.link_of(copied)
+            if link is not None and made is not None and made != link:
+                await self._links.settle(link.id, (made.token,), (link.token,))
             return
         raise Unavailable(f"{source.key}: other nodes changed it {ATTEMPTS} times while its directory was renamed")
 
@@ -248,6 +274,9 @@ class TreeRename:
         mount = self._mount
         mount.learned.changed(source.key)
         mount.learned.changed(copied.key)
+        link = layout.link_of(source)
+        if link is not None:
+            self._coherence.relocate(source.key, link.id)
         inode = mount.inodes.at(source.key)
         if inode is None:
             return
@@ -266,6 +295,9 @@ class TreeRename:
             new = intent.target + inode.key[len(intent.source) :]
             self._removal.unname(inodes.at(new), new)
         inodes.move_below(intent.source, intent.target)
+        for inode in inodes.all():
+            if inode.name.startswith(intent.source):
+                inode.name = intent.target + inode.name[len(intent.source) :]
         top = inodes.at(intent.target)
         if top is not None:
             top.ctime_ns = self._mount.now_ns()

@@ -8,14 +8,17 @@ the start and then every minute; the bucket stays correct without it, only names
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import inf
 
 import trio
 
+from s3vol import layout
 from s3vol.cache.base import Content, State
 from s3vol.errors import S3volError
 from s3vol.fs.base import Progress
 from s3vol.fs.context import Mount
 from s3vol.fs.fileio import FileIO
+from s3vol.fs.links import Links
 from s3vol.fs.orphans import Orphans
 from s3vol.fs.parallel import for_each
 from s3vol.fs.rename import Rename
@@ -23,22 +26,29 @@ from s3vol.fs.tree import TreeRename
 
 PARALLEL = 16  # the cache bounds uploads itself; this only keeps them busy
 SWEEP_S = 60.0
+LINKS_SWEEP_S = 3600.0  # one request for each 500 links; what is left behind there only takes space
 
 
 class Upkeep:
     """flush_path, drain, start and the periodic sweep."""
 
-    def __init__(self, mount: Mount, files: FileIO, orphans: Orphans, rename: Rename, tree: TreeRename) -> None:
+    def __init__(
+        self, mount: Mount, files: FileIO, orphans: Orphans, rename: Rename, tree: TreeRename, links: Links
+    ) -> None:
         self._mount = mount
         self._files = files
         self._orphans = orphans
         self._rename = rename
         self._tree = tree
+        self._links = links
+        self._links_swept_s = -inf
 
     async def flush_path(self, path: str | None, progress: Callable[[Progress], None]) -> None:
         """Publish a file, what is below a directory, or (None) all. Raises the first error after all were tried."""
         key = (path or "").strip("/")
         pending = [c for c in self._mount.cache.pending() if not key or _is_at_or_below(c.key, key)]
+        if key:  # a link has names anywhere: it is published with every path
+            pending += [c for c in self._mount.cache.pending() if layout.body_id(c.key) is not None]
         errors = await self._publish(pending, progress)
         if errors:
             raise errors[0]
@@ -48,6 +58,7 @@ class Upkeep:
         with trio.move_on_after(deadline_s):
             await self._publish(list(self._mount.cache.pending()), progress)
         await self._mount.cache.sync_all()
+        self._links.rest()
         await self._mount.cache.sync_notes()
         left = _count(self._mount.cache.pending())
         progress(left)
@@ -68,6 +79,8 @@ class Upkeep:
     async def _sweep(self, *, first: bool) -> None:
         # Nothing of this is on the data path, and all of it is tried again: an error is counted, not raised.
         works = [self._rename.clear_tombstones, self._finish_renames]
+        if not first or self._links.crashed:  # a mount waits for what its predecessor left, not for a look at all links
+            works.append(self._finish_links)
         for work in [self._orphans.clear, *works] if first else works:
             try:
                 await work()
@@ -79,6 +92,15 @@ class Upkeep:
         finished = await self._tree.finish_left_behind()
         if finished:
             self._mount.health.count("renames_finished", finished)
+
+    async def _finish_links(self) -> None:
+        await self._links.finish_in_doubt()
+        now_s = trio.current_time()
+        if self._links.crashed or now_s - self._links_swept_s > LINKS_SWEEP_S:
+            finished = await self._links.sweep()
+            self._links_swept_s = now_s
+            if finished:
+                self._mount.health.count("links_finished", finished)
 
     async def _publish(self, contents: list[Content], progress: Callable[[Progress], None]) -> list[S3volError]:
         errors: list[S3volError] = []

@@ -118,6 +118,11 @@ class Node:
         parent, name = await self.parent(path)
         return (await self.fs.symlink(parent, name, target, USER)).attr
 
+    async def link(self, old: str, new: str) -> Attr:
+        ino = (await self.stat(old)).ino
+        parent, name = await self.parent(new)
+        return (await self.fs.link(ino, parent, name, USER)).attr
+
     async def setattr(self, path: str, fh: Fh | None = None, **change: int) -> Attr:
         ino = (await self.stat(path)).ino
         return (await self.fs.setattr(ino, AttrChange(**change), fh, USER)).attr

@@ -224,8 +224,3 @@ async def test_a_store_that_lists_no_metadata_is_asked_for_it(nodes: Nodes, buck
     heads = node.controls.calls["head"]
     await node.rows()
     assert node.controls.calls["head"] == heads  # known by ETag and time for as long as attributes are believed
-
-
-async def test_links_are_refused_with_eperm(a: Node) -> None:
-    await a.write("f", b"")
-    await fails(errno.EPERM, a.fs.link((await a.stat("f")).ino, ROOT_INO, b"g", USER))

@@ -381,7 +381,7 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, point: Point) -> None:
         if found is point:
             raise Crash
 
-    for module in ("rename", "tree", "removal"):
+    for module in ("rename", "tree", "removal", "linking", "linkrename", "links"):
         monkeypatch.setattr(f"s3vol.fs.{module}.hit", die)
 
 
