@@ -17,12 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from s3vol import mounts
 from s3vol.errors import S3volError
+from s3vol_plugin.base import Usage
 from s3vol_plugin.docker_api import Container, Docker, DockerVolume, request
+from s3vol_plugin.invocation import label
+from s3vol_plugin.kernel import Namespace, find_usages, read_namespaces
 from s3vol_plugin.settings import Settings
 
 DRIVER = "s3vol"
+VOLUME_LABEL = label("")  # what the mount tables call a volume, before its name
 SKEW_MAX_S = 60.0  # S3 refuses at 900 s; leases between nodes and tombstones are counted in minutes
 _ANSWER_S = 5.0  # the driver answers these from memory, within 0.2 s
 _STAT_S = 2.0
@@ -49,7 +52,7 @@ class Facts:
     drivers: Sequence[str] = ()
     volumes: Sequence[DockerVolume] = ()
     containers: Sequence[Container] = ()
-    dead: Sequence[str] = ()
+    dead: Sequence[Usage] = ()
     registered: Collection[str] = ()  # names in the bucket's registry, as far as somebody could read them
     skew_s: float | None = None
 
@@ -83,7 +86,7 @@ def gather(settings: Settings, *, registered: Collection[str] = (), skew_s: floa
         drivers=drivers,
         volumes=volumes,
         containers=containers,
-        dead=dead_mounts(settings.mounts_directory),
+        dead=dead_mounts(read_namespaces()),
         registered=registered,
         skew_s=skew_s,
     )
@@ -111,10 +114,10 @@ def _call(socket: Path, verb: str, body: Mapping[str, Any]) -> Mapping[str, Any]
     return answer
 
 
-def dead_mounts(directory: Path) -> list[str]:
-    """Mount points of ours below `directory` whose process is gone, or does not answer within 2 s."""
-    paths = [mount.path for mount in mounts.mount_table() if mount.type == mounts.TYPE]
-    return [path for path in paths if Path(path).parent == directory and not _answers(path)]
+def dead_mounts(namespaces: Iterable[Namespace]) -> list[Usage]:
+    """Mounts of volumes, here and in containers, whose process is gone, or does not answer within 2 s."""
+    found = find_usages(namespaces, lambda mount: mount.source.startswith(VOLUME_LABEL))
+    return [usage for usage in found if not _answers(f"/proc/{usage.pid}/root{usage.mountpoint}")]
 
 
 def _answers(path: str) -> bool:
@@ -140,9 +143,9 @@ def judge(facts: Facts) -> list[str]:
         *_reach(facts),
         *_shadows(facts),
         *(
-            f"dead mount at {path}: the driver replaces it within a minute; if it stays: umount -l {path}, then "
-            "restart the containers that use the volume"
-            for path in facts.dead
+            f"dead mount at {usage.mountpoint} of process {usage.pid}: the driver replaces it within a minute; if it "
+            "stays: restart that container, or on the host itself: umount -l and restart the containers that use it"
+            for usage in facts.dead
         ),
         *_leaks(facts),
         *_clock(facts),

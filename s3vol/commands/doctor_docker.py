@@ -1,44 +1,58 @@
 """`s3vol doctor --docker [SOURCE]`: what is wrong with the volume driver on this node.
 
-The facts of this node are the driver's own room (s3vol_plugin.checkup). SOURCE, the registry, adds what only the bucket
-knows: volumes that this node's driver may not have heard of, and the server's clock. Without it the driver's list has
-to do, and no other clock is asked.
+The facts of this node are the driver's own room (s3vol_plugin.checkup). The registry, SOURCE or that of this node's
+settings, adds what only the bucket knows: volumes that this node's driver has not heard of, records that are damaged,
+and the server's clock. Each part that cannot be asked is a finding, and the others are examined nevertheless.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import email.utils
+import http.client
 import json
-from collections.abc import Collection
+import ssl
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import trio
 
-from s3vol.commands.plan import load_options
 from s3vol.commands.plugin import node_settings
-from s3vol.errors import Corrupt, NotFound
-from s3vol.store import probe
-from s3vol.store.base import Capabilities, Store
+from s3vol.errors import S3volError
 from s3vol.store.edge import first_error
-from s3vol.store.open import compose, open_s3, open_store
-from s3vol.store.settings import Source, StoreSettings, parse_source, store_settings
-from s3vol.types import Health
-from s3vol_plugin import checkup, records
+from s3vol.store.settings import parse_source
+from s3vol_plugin import checkup
+from s3vol_plugin.access import open_registry
+from s3vol_plugin.registry import BucketRegistry
+from s3vol_plugin.settings import Settings
+
+_REGISTRY_S = 20.0
+_CLOCK_S = 5.0
+_AWS = "https://s3.amazonaws.com"
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """What the registry says: names of volumes, and a line for each record that cannot be read."""
+
+    names: Sequence[str] = ()
+    findings: Sequence[str] = ()
 
 
 def run(args: argparse.Namespace) -> int:
     """Print a line for each finding; returns 1 when there are any."""
-    names: Collection[str] = ()
-    skew_s: float | None = None
-    damaged: list[str] = []
+    settings = node_settings()
     if args.source is not None:
-        source = parse_source(args.source)
-        try:
-            names, damaged, skew_s = trio.run(_ask, source, store_settings(load_options(args, source)))
-        except ExceptionGroup as group:
-            raise first_error(group) from None
-    facts = checkup.gather(node_settings(), registered=names, skew_s=skew_s)
-    findings = [*checkup.judge(facts), *damaged]
+        defaults = {**settings.defaults, **args.given}
+        settings = dataclasses.replace(settings, source=parse_source(args.source).url, defaults=defaults)
+    registered = _registered(settings)
+    facts = checkup.gather(settings, registered=registered.names, skew_s=_skew_s(settings))
+    findings = [*checkup.judge(facts), *registered.findings]
     if args.json:
         print(json.dumps({**dataclasses.asdict(facts), "findings": findings}, indent=2, default=str))
     else:
@@ -46,36 +60,52 @@ def run(args: argparse.Namespace) -> int:
     return 1 if findings else 0
 
 
-async def _ask(source: Source, settings: StoreSettings) -> tuple[set[str], list[str], float | None]:
-    """Names of the volumes in the registry, lines about damaged records, and how far this clock is ahead."""
-    if source.kind != "s3":
-        store = await open_store(source, settings)
-        try:
-            return (*await _volumes(store), None)
-        finally:
-            await store.aclose()
-    backend = await open_s3(source, settings, capabilities=Capabilities())
+def _registered(settings: Settings) -> Registered:
+    if not settings.source:
+        return Registered(findings=["this node has no settings of the driver: `s3vol plugin install` makes them"])
     try:
-        found = await probe.examine(backend)
-        store = compose(backend.with_capabilities(found.capabilities), settings, Health())
-        return (*await _volumes(store), found.clock_skew_s)
-    finally:
-        await backend.aclose()
+        return trio.run(_read, settings)
+    except ExceptionGroup as group:
+        error = first_error(group)
+        if not isinstance(error, S3volError):
+            raise
+        return _unread(settings, error)
+    except S3volError as error:
+        return _unread(settings, error)
 
 
-async def _volumes(store: Store) -> tuple[set[str], list[str]]:
-    names, damaged = set[str](), list[str]()
-    cursor = None
-    while True:
-        page = await store.list(records.FOLDER, delimiter=False, cursor=cursor, metadata=False)
-        for name, info in records.sort_out(page.objects).records.items():
-            try:
-                body = await store.get(info.key, 0, records.RECORD_MAX_BYTES)
-                if not records.read(bytes(body), info, name).volume.removed:
-                    names.add(name)
-            except NotFound:
-                continue  # removed meanwhile
-            except Corrupt as error:
-                damaged.append(str(error))
-        if (cursor := page.next_cursor) is None:
-            return names, damaged
+def _unread(settings: Settings, error: S3volError) -> Registered:
+    return Registered(findings=[f"the registry {settings.source} cannot be read: {error}"])
+
+
+async def _read(settings: Settings) -> Registered:
+    """The registry as it is now; nothing of it is kept. Raises S3volError."""
+    with tempfile.TemporaryDirectory(prefix="s3vol-doctor-") as folder, trio.move_on_after(_REGISTRY_S):
+        async with open_registry(settings) as store:
+            registry = BucketRegistry(store, settings.node, Path(folder) / "registry.json")
+            await registry.refresh()
+            return Registered([volume.name for volume in registry.all()], [bad.error for bad in registry.damaged])
+    raise S3volError(f"no answer within {_REGISTRY_S:g} s")
+
+
+def _skew_s(settings: Settings) -> float | None:
+    """How far this clock is ahead of the S3 server's, by the Date of any answer; None when it does not say."""
+    if parse_source(settings.source or "memory:").kind != "s3":
+        return None
+    url = urlsplit(settings.defaults.get("endpoint") or _AWS)
+    try:
+        if url.scheme == "https":
+            context = ssl.create_default_context(cafile=settings.defaults.get("ca-bundle"))
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                url.netloc, timeout=_CLOCK_S, context=context
+            )
+        else:
+            connection = http.client.HTTPConnection(url.netloc, timeout=_CLOCK_S)
+        try:
+            connection.request("HEAD", "/")
+            date = connection.getresponse().headers["Date"]
+        finally:
+            connection.close()
+        return time.time() - (email.utils.parsedate_to_datetime(date).timestamp() + 0.5)  # whole seconds, cut off
+    except (OSError, http.client.HTTPException, ValueError, TypeError):
+        return None

@@ -22,7 +22,7 @@ from s3vol import mounts
 from s3vol.commands import plugin_managed
 from s3vol.errors import S3volError, UsageError
 from s3vol.store.settings import parse_source
-from s3vol_plugin import checkup, farewell, installation
+from s3vol_plugin import checkup, farewell, installation, options
 from s3vol_plugin.docker_api import Docker
 from s3vol_plugin.settings import Settings
 
@@ -199,8 +199,10 @@ def _activity(units: Sequence[str]) -> str:
 
 
 def node_settings() -> Settings:
-    """The settings of the driver on this node."""
-    return Settings(source="")
+    """The settings of the driver on this node; with an empty source where there are none. Raises UsageError."""
+    if not (options.CONFIG.exists() or any(name.startswith(options.PREFIX) for name in os.environ)):
+        return Settings(source="")
+    return options.load_settings(None, os.environ)
 
 
 def _systemctl(*words: str) -> None:

@@ -14,6 +14,7 @@ from s3vol.cli import main
 from s3vol.store.open import open_store
 from s3vol.store.settings import StoreSettings, parse_source
 from s3vol_plugin import checkup, records
+from s3vol_plugin.base import Usage
 from s3vol_plugin.checkup import Facts, Served, judge
 from s3vol_plugin.docker_api import Container, DockerVolume
 from s3vol_plugin.settings import Settings
@@ -21,6 +22,12 @@ from s3vol_plugin.volume import Volume, encode
 from tests.plugin.fake_docker import answering
 
 HEALTHY = {"socket": Path("/s"), "socket_error": "", "docker_socket": Path("/d"), "docker_error": ""}
+
+
+@pytest.fixture(autouse=True)
+def no_mounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is mounted on this machine is not these tests' concern."""
+    monkeypatch.setattr("s3vol_plugin.checkup.read_namespaces", list)
 
 
 def facts(**values: object) -> Facts:
@@ -71,8 +78,8 @@ def test_references_that_nobody_holds_are_leaked() -> None:
 
 
 def test_a_dead_mount_and_a_wrong_clock_are_named() -> None:
-    lines = judge(facts(dead=["/m/1"], skew_s=-75.0))
-    assert "dead mount at /m/1" in lines[0]
+    lines = judge(facts(dead=[Usage(7, "/m/1", "/", read_only=False)], skew_s=-75.0))
+    assert "dead mount at /m/1 of process 7" in lines[0]
     assert "-75 s" in lines[1]
 
 
@@ -101,17 +108,18 @@ def test_facts_come_from_dockerd_and_from_the_driver_itself(tmp_path: Path) -> N
     assert all("\n" not in line for line in lines)
 
 
-def test_a_node_without_anything_is_two_findings_and_exit_status_1(
+def test_a_node_without_anything_is_three_findings_and_exit_status_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nowhere = Settings(source="", socket=tmp_path / "a.sock", docker_socket=tmp_path / "b.sock")
     monkeypatch.setattr("s3vol.commands.doctor_docker.node_settings", lambda: nowhere)
     assert main(["doctor", "--docker"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert str(nowhere.socket) in lines[0]
+    assert "s3vol plugin install" in lines[2]
     assert main(["doctor", "--docker", "--json"]) == 1
-    assert len(json.loads(capsys.readouterr().out)["findings"]) == 2
+    assert len(json.loads(capsys.readouterr().out)["findings"]) == 3
 
 
 def test_the_registry_in_a_bucket_adds_its_names(
