@@ -44,7 +44,7 @@ _BOTOCORE_KEPT = {"s3", "sts", "sso", "sso-oidc", "signin"}
 
 _DIRECTORIES = {  # what runc and the daemon mount on or write to; runc makes none of them
     **dict.fromkeys(("dev", "proc", "sys", "etc", "run/docker/plugins", "var/lib/s3vol/mounts"), 0o755),
-    **dict.fromkeys(("run/s3vol", "var/cache/s3vol", "etc/s3vol/credentials.d"), 0o700),
+    **dict.fromkeys(("run/s3vol", "var/cache/s3vol", "etc/s3vol"), 0o700),
     "tmp": 0o1777,
 }
 _FILES: Mapping[str, str] = {
@@ -69,7 +69,6 @@ def build(target: Path) -> None:
     copy_python(root)
     copy_packages(root / packages_directory())
     copy_libraries(root)
-    shutil.copy(HERE / "entry.py", root / "usr/lib/s3vol-entry.py")
     shutil.copy(HERE / "config.json", partial / "config.json")
     _compile(root)
     _set_times(partial, int(os.environ.get("SOURCE_DATE_EPOCH", "0")))
