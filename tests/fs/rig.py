@@ -9,10 +9,13 @@ from collections.abc import Awaitable
 
 import pytest
 
+from s3vol import layout
 from s3vol.cache.base import ContentCache
 from s3vol.errors import PosixError, S3volError
+from s3vol.fs import linkrecord
 from s3vol.fs.base import Entry, FsSettings, Opened
 from s3vol.fs.filesystem import S3Fs
+from s3vol.fs.linkrecord import Record
 from s3vol.store.base import ANY, FILE_TYPE, Store
 from s3vol.store.fault import FaultControls, FaultStore
 from s3vol.store.memory import MemoryBucket, MemoryStore
@@ -167,3 +170,21 @@ async def fails(code: int, wanted: Awaitable[object]) -> None:
     with pytest.raises(S3volError) as caught:
         await wanted
     assert errno.errorcode[caught.value.errno] == errno.errorcode[code]
+
+
+def links(foreign: Foreign) -> list[str]:
+    """What is left of hard links in the bucket, aside from their names."""
+    return [key for key in foreign.objects(own=True) if key.startswith(layout.LINKS)]
+
+
+async def stub(foreign: Foreign, key: str) -> layout.Link:
+    """What the stub at `key` says."""
+    found = layout.link_of(await foreign.store.head(key))
+    assert found is not None
+    return found
+
+
+async def link_record(foreign: Foreign, link_id: str) -> Record:
+    """The list of a link's names."""
+    key = layout.record_key(link_id)
+    return linkrecord.parse(await foreign.body(key), key)
