@@ -156,6 +156,10 @@ class Kernel(Protocol):
         """Where the file system `device` is mounted, in any mount namespace, except at `besides` in ours."""
         ...
 
+    def dead(self, name: str, *, living: str) -> Sequence[Usage]:
+        """Where mounts that the table calls `name` are that are not of the device `living`: what crashes have left."""
+        ...
+
     def heal(self, usage: Usage, mountpoint: str) -> None:
         """Put the live mount at `mountpoint` in the place of a dead one in another namespace. Raises S3volError."""
         ...
