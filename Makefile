@@ -20,7 +20,7 @@ test: ## the whole suite: unit, real MinIO, kernel mounts, public POSIX suites
 	@tools/test -m "not soak" --durations=15 $(ARGS)
 
 check: lint ## lint, types, layers, docs and the tests that need neither a server nor the kernel
-	@tools/test -m "not soak and not minio and not kernel" -q $(ARGS)
+	@tools/test -m "not soak and not minio and not kernel and not docker" -q $(ARGS)
 
 lint: ## formatting, ruff, mypy: what pre-commit runs
 	@tools/bootstrap dev

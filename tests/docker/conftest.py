@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.docker.site import Site
+from tests.docker.swarmsite import SwarmSite
 from tests.support.minio import Minio
 
 
@@ -28,3 +29,19 @@ def site(_site: Site) -> Iterator[Site]:
     _site.plugin.tap.forget()
     yield _site
     _site.tidy()
+
+
+@pytest.fixture(scope="module")
+def _swarm(tmp_path_factory: pytest.TempPathFactory, minio: Minio) -> Iterator[SwarmSite]:
+    swarm = SwarmSite(tmp_path_factory.mktemp("swarm"), minio)
+    try:
+        yield swarm.start()
+    finally:
+        swarm.close()
+
+
+@pytest.fixture
+def swarm(_swarm: SwarmSite) -> Iterator[SwarmSite]:
+    """Two machines in a swarm: both run, no service, nothing mounted."""
+    yield _swarm
+    _swarm.tidy()

@@ -105,9 +105,11 @@ class Engine:
         if self._process is not None:
             self._process.end(signal.SIGKILL)
 
-    def restart(self) -> None:
-        """Stop and start."""
+    def restart(self, *, live_restore: bool | None = None) -> None:
+        """Stop and start, with other options if they are given."""
         self.stop()
+        if live_restore is not None:
+            self._options = ["--live-restore"] if live_restore else []
         self.start()
 
     def run(

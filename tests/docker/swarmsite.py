@@ -1,0 +1,129 @@
+"""A swarm as a user has it: two machines with dockerd and driver, and one bucket."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.docker.plugin import Cable, Plugin
+from tests.docker.site import on_host_disk
+from tests.docker.swarm import BRIDGE_ADDRESS, Swarm
+from tests.kernel.rig import Bucket
+from tests.support.minio import Minio, wait_for
+
+REMOVED_S = 60.0
+
+
+class SwarmSite(Swarm):
+    """Both nodes have the driver and its announcement. `tidy` after each test, `close` at the end."""
+
+    def __init__(self, folder: Path, minio: Minio) -> None:
+        super().__init__(folder)
+        self.folder = folder
+        self.bucket = Bucket(minio.new_bucket(), minio.client())
+        self._minio = minio
+        self.plugins: list[Plugin] = []
+
+    def start(self) -> SwarmSite:
+        """Boot, start drivers, then dockerds, and join them."""
+        self.open()
+        self.cable = Cable(self.hub, self._minio, BRIDGE_ADDRESS)
+        self.cable.connect()
+        for engine in self.engines:
+            plugin = Plugin(engine.node, f"s3://{self.bucket.name}", self.cable.endpoint)
+            plugin.configure()
+            plugin.start()
+            self.plugins.append(plugin)
+        self.form()
+        return self
+
+    def close(self) -> None:
+        """All of it, gone."""
+        with contextlib.suppress(AttributeError):
+            self.cable.cut()
+        super().close()
+
+    def docker(self, *arguments: str) -> str:
+        """`docker ARGUMENTS` at the manager."""
+        return self.manager.docker(*arguments)
+
+    def crash_worker(self) -> None:
+        """SIGKILL of everything on node2; its network is gone as well."""
+        self.worker.node.crash()
+
+    def boot_worker(self) -> None:
+        """node2 comes back with its disks."""
+        self.boot(self.worker)
+        self.plugins[1].start()
+        self.worker.start()
+        self.await_ready()
+
+    def await_ready(self) -> None:
+        """Wait until the manager sees both nodes."""
+        form = ("node", "ls", "--format", "{{.Status}}")
+        wait_for(lambda: self.docker(*form).split() == ["Ready", "Ready"], REMOVED_S, "both nodes to be ready")
+
+    def restart_engines(self) -> None:
+        """Stop and start both dockerds."""
+        for engine in self.engines:
+            engine.restart()
+        self.await_ready()
+
+    def remove(self, service: str) -> None:
+        """Remove a service and wait for the end of its containers and mounts."""
+        self.docker("service", "rm", service)
+        self._await_no_containers()
+
+    def remove_stack(self, stack: str) -> None:
+        """`stack rm`, and wait as well."""
+        self.docker("stack", "rm", stack)
+        self._await_no_containers()
+
+    def _await_no_containers(self) -> None:
+        def none() -> bool:
+            return not any(engine.docker("ps", "-q") for engine in self.engines)
+
+        wait_for(none, REMOVED_S, "the service's containers to be gone")
+        self.await_idle()
+
+    def await_idle(self) -> None:
+        """Wait until no volume is mounted anywhere."""
+        for plugin in self.plugins:
+            plugin.await_idle()
+
+    def await_replaced(self, service: str, count: int, old: Mapping[str, str]) -> None:
+        """Wait until a service runs so many tasks, and none of the old ones."""
+
+        def replaced() -> bool:
+            now = self.tasks(service)
+            return len(now) == count and not set(now) & set(old)
+
+        wait_for(replaced, REMOVED_S, f"{service} to have new tasks")
+
+    def said(self, tasks: Mapping[str, str]) -> set[str]:
+        """Names of the files that these containers say are written: the lines of their logs."""
+        found: set[str] = set()
+        for container, node in tasks.items():
+            found |= set(self.engine_of(node).run("logs", container).stdout.split())
+        return {path.removeprefix("/data/") for path in found}
+
+    def objects(self, volume: str) -> dict[str, bytes]:
+        """Content of the files of a volume in the bucket, by path."""
+        keys = [key for key in self.bucket.all_keys(f"{volume}/") if not key.endswith("/") and "/.s3vol/" not in key]
+        return {key.removeprefix(f"{volume}/"): self.bucket.read(key) for key in keys}
+
+    def on_host_disk(self) -> list[str]:
+        """What lies on any node's own disk below the volumes' mount points: has to be nothing."""
+        return [f"{engine.node.name}: {path}" for engine in self.engines for path in on_host_disk(engine.node)]
+
+    def tidy(self) -> None:
+        """After a test: both nodes run, no service, no container, nothing mounted."""
+        if not self.worker.node.running:
+            self.boot_worker()
+        services = self.docker("service", "ls", "-q").split()
+        if services:
+            self.docker("service", "rm", *services)
+        for engine in self.engines:
+            engine.remove_containers()
+        self._await_no_containers()
