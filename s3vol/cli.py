@@ -22,7 +22,7 @@ from s3vol.layers import unknown
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
-_COMMANDS = ("mount", "umount", "status", "flush", "doctor", "options", "plugin")
+_COMMANDS = ("mount", "umount", "status", "flush", "doctor", "options", "plugin", "volume")
 _FLAGS = (
     *OPTIONS,
     *(short.name for short in SHORTS),
@@ -33,6 +33,10 @@ _FLAGS = (
     "json",
     "markdown",
     "help",
+    "registry",
+    "data",
+    "overwrite",
+    "reread",
 )
 _EPILOG = "Options are described in docs/options.md; `s3vol options` prints them."
 
@@ -79,11 +83,53 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="for programs")
     _add_options(doctor)
 
+    _add_volume(command("volume", "The volumes of docker's s3vol driver, on all nodes; works without docker."))
     _add_plugin(command("plugin", "Make the Docker volume driver a service of this machine."))
 
     options = command("options", "Print every option of a mount.")
     options.add_argument("--markdown", action="store_true", help="as in docs/options.md")
     return parser
+
+
+def _add_volume(volume: argparse.ArgumentParser) -> None:
+    verbs = volume.add_subparsers(dest="action", metavar="VERB", required=True, parser_class=_Parser)
+
+    def verb(name: str, help: str, *words: str, json: bool = False) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=help, description=help, allow_abbrev=False)
+        for word in words:
+            made.add_argument(word)
+        made.add_argument("--registry", metavar="SOURCE", help="where the registry is, instead of plugin.toml's source")
+        made.add_argument("--config", metavar="FILE", help="settings of the node (/etc/s3vol/plugin.toml)")
+        if json:
+            made.add_argument("--json", action="store_true", help="for programs")
+        return made
+
+    def options(made: argparse.ArgumentParser) -> None:
+        help = "as for `docker volume create`; `s3vol volume options` prints them"
+        made.add_argument("-o", dest="options", action="append", default=[], metavar="KEY=VALUE", help=help)
+
+    def careful(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--yes", action="store_true", help="delete objects without asking")
+
+    verb("ls", "List the volumes.", json=True).add_argument("--all", action="store_true", help="removed ones as well")
+    options(verb("create", "Create a volume.", "name"))
+    verb("inspect", "Show one volume as JSON.", "name")
+    rm = verb(
+        "rm", "Remove a volume that no node has mounted. Its objects stay, unless it was created otherwise.", "name"
+    )
+    rm.add_argument("--data", action="store_true", help="delete its objects as well")
+    careful(rm)
+    verb("undelete", "Bring a removed volume back, within 7 days.", "name")
+    careful(verb("delete", "Delete the objects of a removed volume.", "name"))
+    verb("mounts", "Show which nodes have what mounted.", json=True)
+    copy = verb("import", "Copy a directory of this machine into a volume; again, to go on.", "name", "path", json=True)
+    copy.add_argument("--create", action="store_true", help="create the volume, with the options of -o")
+    copy.add_argument("--overwrite", action="store_true", help="replace what is newer in the volume, too")
+    copy.add_argument("--reread", action="store_true", help="read everything back and compare it with the files")
+    options(copy)
+    verb("options", "Print every option of a volume.").add_argument(
+        "--markdown", action="store_true", help="as in docs/volume-options.md"
+    )
 
 
 def _add_plugin(plugin: argparse.ArgumentParser) -> None:

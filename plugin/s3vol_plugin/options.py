@@ -1,9 +1,9 @@
 """From what a user writes to what a volume is, and from plugin.toml to the settings of a node.
 
 Theory of operation. `docker volume create -o`, compose's `driver_opts` and `s3vol volume create -o` end here, as raw
-text by key. Hyphens and underscores are the same, aliases and short forms become the row that they stand for, and every key
-is either taken or answered by one line that says why not. What a record holds is then free of this machine: users and
-groups are numbers, and what equals the node's default endpoint is left out.
+text by key. Hyphens and underscores are the same, aliases and short forms become the row that they stand for, and
+every key is either taken or answered by one line that says why not. What a record holds is then free of this machine:
+users and groups are numbers, and what equals the node's default endpoint is left out.
 
 Options can be read by everybody who may talk to dockerd, so a key that sounds like a secret is refused, and its value
 never repeated.
@@ -98,7 +98,7 @@ def _flattened(opts: Mapping[str, str]) -> list[tuple[str, str]]:
             words = (part.replace("\\,", ",").strip() for part in re.split(r"(?<!\\),", text))
             flat += [(key, value) for key, _, value in (word.partition("=") for word in words if word)]
         else:
-            flat.append((given, text))
+            flat.append((given.strip(), text))
     return flat
 
 
@@ -141,7 +141,9 @@ def _own(name: str, given: str, text: str) -> tuple[str, str]:
         return "", ""
     if name in ("preempt", "create-bucket"):
         if _switch(given, text):
-            raise UsageError(f"option {given}: not in this version: {table.OWN[name].help.partition(': ')[2]}")
+            raise UsageError(
+                f"option {given}: not in this version: {table.OWN[name].help.partition(': ')[2].rstrip('.')}"
+            )
         return "", ""
     if name == "cache-mode":
         return "close", "local" if _parsed(table.OWN[name], text, given) == "writeback" else "remote"

@@ -26,7 +26,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,8 +65,10 @@ class _Asking:
 class BucketRegistry:
     """See the module's docstring; implements `s3vol_plugin.base.Registry`. The caller closes the store."""
 
-    def __init__(self, store: Store, node: str, path: Path, *, now_s: Callable[[], float] = time.time) -> None:
-        """`store` is opened on the registry's source, `path` is the copy's file. Raises UsageError for a bad node name.
+    def __init__(self, store: Store, node: str, path: Path | None, *, now_s: Callable[[], float] = time.time) -> None:
+        """`store` is opened on the registry's source, `path` is the copy's file (None: it is kept in memory only).
+
+        Raises UsageError for a bad node name.
 
         `now_s` is this node's clock: for what people read, and for the copy's age; nothing is decided by it.
         """
@@ -431,8 +433,3 @@ async def _make_directory(volume: Volume) -> None:
 def timestamp(at_s: float) -> str:
     """RFC 3339 in UTC, in whole seconds: what dockerd reads as CreatedAt."""
     return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def names(holders: Iterable[Holder]) -> str:
-    """`node1, node2`."""
-    return ", ".join(sorted(holder.node for holder in holders))

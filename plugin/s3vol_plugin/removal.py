@@ -43,6 +43,28 @@ class Deleted:
     kept: list[str] = field(default_factory=list)
 
 
+async def remove(volume: Volume, *, registry: BucketRegistry) -> None:
+    """Turn a volume that nobody has mounted into a tombstone. Raises UsageError, naming the nodes that have it.
+
+    Asked before and after: a node that mounts says so before it reads the record again, so one of the two sees the other.
+    """
+    await check_free(volume, registry)
+    await registry.remove(volume)
+    try:
+        await check_free(volume, registry)
+    except S3volError:
+        await registry.undelete(volume.name)
+        raise
+
+
+async def check_free(volume: Volume, registry: BucketRegistry) -> None:
+    """Raise UsageError when some node has the volume mounted."""
+    holding = await registry.holders(volume)
+    if holding:
+        nodes = ", ".join(sorted(holder.node for holder in holding))
+        raise UsageError(f"volume {volume.name}: is mounted on {nodes}; stop the containers there first")
+
+
 async def delete_objects(
     volume: Volume,
     *,

@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 class Replica:
     """Records by volume name. Used on the loop only; `write` is for a thread."""
 
-    def __init__(self, path: Path, source: str, *, now_s: Callable[[], float] = time.time) -> None:
-        """Read the file, if there is one of this `source`."""
+    def __init__(self, path: Path | None, source: str, *, now_s: Callable[[], float] = time.time) -> None:
+        """Read the file, if there is one of this `source`. None: no file is kept."""
         self._path = path
         self._source = source
         self._now_s = now_s
@@ -111,12 +111,16 @@ class Replica:
     def write(self, document: bytes | None) -> None:
         """Make the file this document (None: the one it is), true as of the last commit. Raises OSError."""
         at_s = self._true_at_s
+        if self._path is None:
+            return
         if document is not None:
             write_durably(self._path, document, at_s)
         elif at_s is not None:
             os.utime(self._path, (at_s, at_s))
 
     def _load(self) -> None:
+        if self._path is None:
+            return
         try:
             with open(self._path, "rb") as file:
                 at_s, data = os.fstat(file.fileno()).st_mtime, file.read()

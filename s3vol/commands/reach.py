@@ -37,11 +37,16 @@ class ProgressLine:
 
     def show(self, values: Mapping[str, Any]) -> None:
         """Show the newest values, if it is time to."""
+        if "files" in values:
+            self.say(f"{values['files']} files, {format_bytes(values['bytes'])} to go")
+
+    def say(self, progress: str) -> None:
+        """Show this text, if it is time to."""
         now = time.monotonic()
-        if "files" not in values or now < self._next:
+        if now < self._next:
             return
         self._next = now + (0.2 if self._terminal else 1.0)
-        text = f"{self._what}: {values['files']} files, {format_bytes(values['bytes'])} to go"
+        text = f"{self._what}: {progress}"
         print(
             f"\r{text:<70}" if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr, flush=True
         )
