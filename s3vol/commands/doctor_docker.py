@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import trio
 
-from s3vol.commands.plugin import node_settings
+from s3vol.commands.plugin_settings import node_settings
 from s3vol.errors import S3volError
 from s3vol.store.edge import first_error
 from s3vol.store.settings import parse_source

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from s3vol import mounts
 from s3vol.commands import plugin_managed
+from s3vol.commands.plugin_settings import choose, node_settings, write
 from s3vol.errors import S3volError, UsageError
-from s3vol.store.settings import parse_source
-from s3vol_plugin import checkup, farewell, installation, options
+from s3vol_plugin import checkup, farewell, installation
 from s3vol_plugin.docker_api import Docker
 from s3vol_plugin.settings import Settings
 
@@ -55,16 +55,11 @@ def program() -> Path:
 
 
 def _install(args: argparse.Namespace, root: Path) -> int:
-    choice = None if (root / installation.SETTINGS).exists() else _choose(args)
-    if choice is None and (args.registry or args.endpoint or args.credentials):
-        raise UsageError(f"{root / installation.SETTINGS}: exists already and is yours to edit; leave out the options")
+    choice = choose(args, root)
     path = Path(args.program).absolute() if args.program else program()
-    installation.make_credentials_directory(root)
     for written in installation.write_units(root, path):
         print(f"wrote {written}")
-    if choice:
-        print(f"wrote {installation.write_settings(root, choice)}")
-        _say_credentials(root, choice)
+    write(choice, root)
     if root != Path("/"):
         return 0
     if not _SYSTEMD_RUNS.is_dir():
@@ -79,30 +74,6 @@ def _install(args: argparse.Namespace, root: Path) -> int:
     _systemctl("restart", installation.UNITS[1])
     print("started; `docker volume create -d s3vol NAME` makes a volume, `s3vol plugin status` shows how it is")
     return 0
-
-
-def _choose(args: argparse.Namespace) -> installation.Choice:
-    """What the first settings file says. Asks on a terminal. Raises UsageError."""
-    source = args.registry
-    if source is None and sys.stdin.isatty():
-        print("Where shall the registry of volumes be, and the volumes made without a bucket? For example s3://volumes")
-        source = input("source: ").strip()
-    if not source:
-        raise UsageError(
-            "there are no settings yet: say where the registry of volumes is with --registry s3://BUCKET"
-            " (and --endpoint URL for a server that is not AWS)"
-        )
-    found = parse_source(source)
-    if found.kind == "memory":
-        raise UsageError("--registry memory:: forgets everything when the daemon ends; use a bucket")
-    return installation.Choice(found.url, args.endpoint or "", args.credentials or "")
-
-
-def _say_credentials(root: Path, choice: installation.Choice) -> None:
-    if choice.credentials and not (root / installation.CREDENTIALS / choice.credentials).exists():
-        print(
-            f"now write {root / installation.CREDENTIALS / choice.credentials} (mode 0600): docs/docker.md, Credentials"
-        )
 
 
 # --- uninstall --------------------------------------------------------------------------------------------------------
@@ -196,13 +167,6 @@ def _activity(units: Sequence[str]) -> str:
         ["systemctl", "is-active", *units], capture_output=True, text=True, timeout=_SYSTEMCTL_S, check=False
     )
     return f" ({', '.join(done.stdout.split())})"
-
-
-def node_settings() -> Settings:
-    """The settings of the driver on this node; with an empty source where there are none. Raises UsageError."""
-    if not (options.CONFIG.exists() or any(name.startswith(options.PREFIX) for name in os.environ)):
-        return Settings(source="")
-    return options.load_settings(None, os.environ)
 
 
 def _systemctl(*words: str) -> None:

@@ -1,8 +1,9 @@
 """`s3vol plugin ... --managed`: the volume driver as a plugin that dockerd itself runs.
 
-The directory comes from `make plugin` (plugin/managed). It is given to dockerd by the `docker` command, the one program
-that packs it the way dockerd wants it; the engine is always named by its socket, so that a context or a variable of the
-user leads to no other.
+The directory comes from `make plugin` (plugin/managed). The plugin reads the settings file and the credentials of the
+host, as the service does; `docker plugin set s3vol S3VOL_PLUGIN_...=` overrides them. dockerd is given it by the
+`docker` command, the one program that packs it the way dockerd wants it; the engine is always named by its socket, so
+that a context or a variable of the user leads to no other.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from s3vol.commands.plugin_settings import choose, write
 from s3vol.errors import NotFound, S3volError, UsageError
-from s3vol.store.settings import parse_source
-from s3vol_plugin import checkup, installation
+from s3vol_plugin import checkup
 from s3vol_plugin.docker_api import Docker
 from s3vol_plugin.settings import Settings
 
@@ -36,19 +37,12 @@ def _install(args: argparse.Namespace, docker: Docker) -> int:
     directory = Path(args.directory or "dist/plugin").absolute()
     if not (directory / "config.json").exists():
         raise UsageError(f"{directory}: is no plugin; `make plugin` builds one in dist/plugin, or name it: --directory")
-    if not args.registry:
-        raise UsageError("--registry: is needed: where the registry of volumes is, for example s3://volumes")
-    values = {
-        "REGISTRY": parse_source(args.registry).url,
-        "ENDPOINT": args.endpoint or "",
-        "CREDENTIALS": args.credentials or "",
-    }
+    choice = choose(args, Path("/"))
     for path in _HOST_DIRECTORIES:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)  # dockerd binds them into the plugin, and makes none
-    installation.make_credentials_directory(Path("/"))
+    write(choice, Path("/"))
     _docker(docker, "plugin", "create", NAME, str(directory))
     try:
-        _docker(docker, "plugin", "set", NAME, *(f"{name}={value}" for name, value in values.items() if value))
         _docker(docker, "plugin", "enable", NAME)
     except S3volError:
         _docker(docker, "plugin", "rm", "--force", NAME)
