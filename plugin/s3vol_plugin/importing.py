@@ -3,8 +3,8 @@
 Theory of operation. The copy goes straight to the store, in the format of the bucket (`s3vol.layout`), not through a
 mount. A mount would write the same objects with the same headers, so nothing is lost by it, and much is saved: no
 second copy of everything in the local cache, no FUSE, one request a small file, and every file's MD5 is known when its
-ETag comes back. Changes are conditional like a mount's own, so an import beside running containers overwrites nothing that
-it has not seen.
+ETag comes back. Changes are conditional like a mount's own, so an import beside running containers overwrites nothing
+that it has not seen.
 
 A file is read between two looks at its size and times; one that changed meanwhile is read again, and given up after
 _TRIES. What was copied is verified at the end: listed again, and each ETag compared with the MD5 of what was read here.

@@ -46,7 +46,7 @@ class Deleted:
 async def remove(volume: Volume, *, registry: BucketRegistry) -> None:
     """Turn a volume that nobody has mounted into a tombstone. Raises UsageError, naming the nodes that have it.
 
-    Asked before and after: a node that mounts says so before it reads the record again, so one of the two sees the other.
+    Asked before and after: a node that mounts says so before it reads the record again, so one sees the other.
     """
     await check_free(volume, registry)
     await registry.remove(volume)
