@@ -114,9 +114,7 @@ def _add_volume(volume: argparse.ArgumentParser) -> None:
     verb("ls", "List the volumes.", json=True).add_argument("--all", action="store_true", help="removed ones as well")
     options(verb("create", "Create a volume.", "name"))
     verb("inspect", "Show one volume as JSON.", "name")
-    rm = verb(
-        "rm", "Remove a volume that no node has mounted. Its objects stay, unless it was created otherwise.", "name"
-    )
+    rm = verb("rm", "Remove a volume that no node has mounted. Its objects stay (option on-remove).", "name")
     rm.add_argument("--data", action="store_true", help="delete its objects as well")
     careful(rm)
     verb("undelete", "Bring a removed volume back, within 7 days.", "name")

@@ -72,17 +72,17 @@ async def _ls(args: argparse.Namespace, settings: Settings, registry: BucketRegi
     await registry.refresh()
     holders = await _holders(registry)
     volumes = sorted([*registry.all(), *(registry.removed() if args.all else ())], key=lambda volume: volume.name)
+    broken = [dataclasses.asdict(damaged) for damaged in registry.damaged]
     if args.json:
         listed = [_values(volume, holders) for volume in volumes]
-        damaged = [dataclasses.asdict(damaged) for damaged in registry.damaged]
-        print(json.dumps({"volumes": listed, "damaged": damaged}, indent=2))
+        print(json.dumps({"volumes": listed, "damaged": broken}, indent=2))
     else:
         rows = [("NAME", "SOURCE", "CREATED", "MOUNTED-ON")]
         rows += [(volume.name, volume.source, volume.created_at, _state(volume, holders)) for volume in volumes]
         print(_table(rows))
-        for damaged in registry.damaged:
-            print(f"s3vol: {damaged.error}", file=sys.stderr)
-    return 1 if registry.damaged else 0
+        for damaged in broken:
+            print(f"s3vol: {damaged['error']}", file=sys.stderr)
+    return 1 if broken else 0
 
 
 async def _holders(registry: BucketRegistry) -> Mapping[str, Sequence[Holder]] | None:
@@ -122,16 +122,15 @@ async def _inspect(args: argparse.Namespace, settings: Settings, registry: Bucke
 async def _mounts(args: argparse.Namespace, settings: Settings, registry: BucketRegistry) -> int:
     await registry.refresh()
     names = {volume.uuid: volume.name for volume in (*registry.removed(), *registry.all())}
-    found = [
-        {"node": holder.node, "volume": names.get(uuid, f"(unknown, {uuid})"), "age_s": holder.age_s}
+    found = sorted(
+        (holder.node, names.get(uuid, f"(unknown, {uuid})"), holder.age_s)
         for uuid, holders in (await registry.all_holders()).items()
         for holder in holders
-    ]
-    found.sort(key=lambda row: (str(row["node"]), str(row["volume"])))
+    )
     if args.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps([{"node": node, "volume": name, "age_s": age_s} for node, name, age_s in found], indent=2))
     else:
-        rows = [(str(row["node"]), str(row["volume"]), format_seconds(float(row["age_s"]))) for row in found]
+        rows = [(node, name, f"{format_seconds(age_s)} ago") for node, name, age_s in found]
         print(_table([("NODE", "VOLUME", "LAST-WORD"), *rows]))
     return 0
 
@@ -237,7 +236,7 @@ async def _undelete(args: argparse.Namespace, settings: Settings, registry: Buck
 
 
 async def _import(args: argparse.Namespace, settings: Settings, registry: BucketRegistry) -> int:
-    if not os.path.isdir(args.path):
+    if not await trio.Path(args.path).is_dir():
         raise UsageError(f"{args.path}: is no directory of this machine")
     if args.options and not args.create:
         raise UsageError("-o: is for --create; a volume that is there has its options")

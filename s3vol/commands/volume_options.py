@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
 
 from s3vol.config import Option
 from s3vol_plugin import option_table as table
@@ -11,8 +12,8 @@ _HEAD = """\
 # Options of a volume
 
 What `docker volume create -d s3vol -o KEY=VALUE`, `driver_opts` in a compose file and `s3vol volume create -o` take.
-Hyphens and underscores are the same, a switch is `yes`, `no`, `true`, `false`, `1`, `0` or a bare word, and values in YAML
-stand in quotes. A key that does not exist is an error, not a warning. Without any option a volume is in the registry's
+Hyphens and underscores are the same, a switch is `yes`, `no`, `true`, `false`, `1`, `0` or a bare word, and values in
+YAML stand in quotes. A key that does not exist is an error, not a warning. Without any option a volume is in the registry's
 bucket, under its own name.
 
 This page is written by `s3vol volume options --markdown`.
@@ -22,15 +23,15 @@ _ROWS = """
 ## Options of its mount
 
 These mean what they mean to `s3vol mount` ([options.md](options.md)); what is not set comes from `[defaults]` on each
-node. The short forms (`ro`, `read-only`, `write-back`, `noexec`) are there as well, and `path` and `subdir` for `prefix`,
-`url` for `endpoint`, `flush-interval` for `dirty-age`.
+node. The short forms (`ro`, `read-only`, `write-back`, `noexec`) are there as well, `path` and `subdir` for `prefix`, `url`
+for `endpoint`, `flush-interval` for `dirty-age`.
 
 """
 _SETTINGS = """
 ## Settings of a node
 
-In `/etc/s3vol/plugin.toml`, or `S3VOL_PLUGIN_CONFIG`; a variable such as `S3VOL_PLUGIN_SOURCE` is stronger than the file.
-The options of a mount stand in `[defaults]` there (`S3VOL_PLUGIN_CACHE_SIZE` as a variable); each volume's own are laid
+In `/etc/s3vol/plugin.toml`, or the file that `S3VOL_PLUGIN_CONFIG` names; a variable such as `S3VOL_PLUGIN_SOURCE` is
+stronger than the file. The options of a mount stand in `[defaults]` there (`S3VOL_PLUGIN_CACHE_SIZE` as a variable); each volume's own are laid
 over them.
 
 ```toml
@@ -63,18 +64,17 @@ def plain() -> str:
     """For a terminal."""
     lines: list[str] = []
     for row in (*table.OWN.values(), *table.ROWS.values()):
-        lines.append(f"  -o {row.name}={row.metavar or 'yes|no'}")
+        lines.append(f"  -o {row.name}={row.metavar or ('yes|no' if row.is_flag else 'TEXT')}")
         text = f"{row.help} Default: {row.shown}.".replace("`", "")
         lines += textwrap.wrap(text, 92, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines) + "\n"
 
 
-def _rows(rows: object) -> list[str]:
-    assert hasattr(rows, "__iter__")
+def _rows(rows: Iterable[Option]) -> list[str]:
     lines = ["| Option | Value | Default | Meaning |", "|---|---|---|---|"]
     for row in rows:
-        assert isinstance(row, Option)
-        value = " or ".join(f"`{word}`" for word in row.metavar.split("|")) if row.metavar else "switch"
+        words = (row.metavar or "TEXT").split("|")
+        value = "switch" if row.is_flag else " or ".join(f"`{word}`" for word in words)
         shown = row.shown if "`" in row.shown or " " in row.shown else f"`{row.shown}`"
         lines.append(f"| `{row.name}` | {value} | {shown} | {row.help} |")
     return lines
