@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from s3vol.errors import S3volError, Unavailable
+from s3vol.errors import Corrupt, S3volError, Unavailable
 from s3vol_plugin.base import Registry, Workers
 from s3vol_plugin.state import State
 from s3vol_plugin.volume import Volume, is_name
@@ -44,8 +44,16 @@ class Names:
         self.on_stale: Callable[[], None] = lambda: None  # called when an old copy was used; must not block
 
     def known(self, name: str) -> Volume | None:
-        """From memory. The registry first: a name that was removed and made anew elsewhere is the new volume."""
-        return self._registry.get(name) or self._used(name)
+        """From memory. The registry first: a name that was removed and made anew elsewhere is the new volume.
+
+        Raises Corrupt when the registry's record cannot be read and the volume is not used here.
+        """
+        try:
+            return self._registry.get(name) or self._used(name)
+        except Corrupt:
+            if (used := self._used(name)) is not None:
+                return used
+            raise
 
     def all(self) -> Sequence[Volume]:
         """From memory, by name. Raises Unavailable when this node never had a copy of the registry."""
@@ -66,7 +74,7 @@ class Names:
     async def find(self, name: str) -> Volume | None:
         """The volume of a name; asks the bucket, for LOOKUP_S at most, when memory may be too old to know.
 
-        Raises Unavailable when it cannot be known.
+        Raises Unavailable, or Corrupt, when it cannot be known.
         """
         if not is_name(name):
             return None

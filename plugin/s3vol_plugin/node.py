@@ -4,9 +4,8 @@ Theory of operation. Each volume has a lock, by uuid; it guards the volume's rec
 stops or counts holds it, through the await-s in between. There is no lock over all volumes, so one endpoint that
 does not answer holds up nobody else. Locks are taken one at a time, never two.
 
-A process that ended leaves its mount behind, dead, in every container that uses it. The device number of the last
-mount is in the record, so whoever starts the volume next, a Mount or the upkeep, finds these places before, and
-puts the new mount there after (`heal`).
+A process that ended leaves its mount behind, dead, in every container that uses it. Whoever starts the volume next, a
+Mount or the upkeep, puts the new mount in their place (`heal`).
 
 Retiring is patient: as long as the journal holds data, the process goes on serving and publishing, and a Mount that
 comes meanwhile finds it running. Only then is it unmounted, and only if the kernel shows that nobody else has it.
@@ -25,6 +24,7 @@ import trio
 from s3vol.errors import S3volError
 from s3vol.units import format_bytes
 from s3vol_plugin.base import Holder, Kernel, Left, Registry, Usage, Worker, Workers
+from s3vol_plugin.invocation import label
 from s3vol_plugin.names import Names
 from s3vol_plugin.settings import Settings
 from s3vol_plugin.state import Record, State
@@ -90,21 +90,26 @@ class Node:
         return trio.current_time() - self.facts(uuid).mounted_at_s
 
     async def uses(self, record: Record) -> Sequence[Usage]:
-        """Where the kernel shows the volume's mount, alive or dead, outside of our own mount point.
-
-        A device number is free again when nobody has the file system any more, so one that another volume's process
-        has now says nothing of this one.
-        """
-        uuid = record.volume.uuid
+        """Where the kernel shows the volume's mount, alive or dead, outside of our own mount point."""
+        uuid, besides = record.volume.uuid, str(self.settings.mountpoint(record.volume.uuid))
         worker = self.workers.get(uuid)
-        device = worker.device if worker else record.device
-        others = (self.workers.get(other.volume.uuid) for other in self.state.all() if other.volume.uuid != uuid)
-        found: Sequence[Usage] = ()
-        if device and not any(other and other.device == device for other in others):
-            besides = str(self.settings.mountpoint(uuid))
+        if worker is not None:
+            device = worker.device
             found = await trio.to_thread.run_sync(lambda: self.kernel.usages(device, besides=besides))
+        else:
+            found = await self._dead(record.volume, living="")
         self.facts(uuid).uses = len(found)
         return found
+
+    async def _dead(self, volume: Volume, *, living: str) -> Sequence[Usage]:
+        """Where dead mounts of the volume are. They are known by name: while another volume of this name is served
+        here (removed elsewhere and made anew), nobody can tell whose they are, and none is touched."""
+        others = [record.volume.uuid for record in self.state.named(volume.name) if record.volume.uuid != volume.uuid]
+        if any(self.workers.get(other) is not None for other in others):
+            return ()
+        name, own = label(volume.name), str(self.settings.mountpoint(volume.uuid))
+        found = await trio.to_thread.run_sync(lambda: self.kernel.dead(name, living=living))
+        return [usage for usage in found if usage.mountpoint != own]
 
     async def start(self, volume: Volume, *, deadline_s: float) -> Worker:
         """Serve a volume, and put its mount back into containers that have a dead one. The lock is held.
@@ -114,7 +119,6 @@ class Node:
         if (worker := self.workers.get(volume.uuid)) is not None:
             return worker
         before = self.state.get(volume.uuid) or Record(volume)
-        dead = await self.uses(before) if before.device else ()
         await self.state.save(replace(before, volume=volume, dirty=True))
         try:
             worker = await self.workers.start(volume, deadline_s=deadline_s)
@@ -124,12 +128,11 @@ class Node:
             with trio.move_on_after(_UNDO_S, shield=True):
                 await self._save_quietly(before)
             raise
-        healed = await self._heal(dead, worker, volume) if worker.device != before.device else 0
-        await self.state.save(
-            replace(before, volume=volume, dirty=True, device=worker.device, heals=before.heals + healed)
-        )
         self.facts(volume.uuid).last_error = ""
         log.info("mounted", extra={"volume": volume.name, "pid": worker.pid, "device": worker.device})
+        healed = await self._heal(await self._dead(volume, living=worker.device), worker, volume)
+        if healed:
+            await self._save_quietly(replace(before, volume=volume, dirty=True, heals=before.heals + healed))
         return worker
 
     async def _heal(self, dead: Sequence[Usage], worker: Worker, volume: Volume) -> int:
@@ -159,7 +162,7 @@ class Node:
             log.warning(text, left.files, format_bytes(left.bytes), extra={"volume": volume.name})
         record = self.state.get(volume.uuid)
         if record is not None:
-            await self._save_quietly(replace(record, device="", dirty=unpublished))
+            await self._save_quietly(replace(record, dirty=unpublished))
         self.facts(volume.uuid).status = {}
         log.info("unmounted", extra={"volume": volume.name})
         return left
@@ -179,7 +182,7 @@ class Node:
                     return False
                 if await self._retire_now(record):
                     return True
-            if trio.current_time() + pause_s > deadline_s:
+            if trio.current_time() + pause_s > deadline_s or self.workers.get(uuid) is None:
                 return False
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, _PAUSE_MAX_S)

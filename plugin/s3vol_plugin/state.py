@@ -6,8 +6,7 @@ kernel, and which volumes there are of the registry. What it must not be is half
 temporary file, fsync, rename, fsync of the directory, and what memory holds is what the disk holds. A save that
 fails changes neither.
 
-References and device numbers are of one boot: a record of another boot loads without them. `dirty` outlives it, for
-the journal does.
+References are of one boot: a record of another one loads without them. `dirty` outlives it, for the journal does.
 
 A file that is not a record is renamed to `*.corrupt`, with one line in the log, and the others load: one flipped
 bit must not keep every volume of a node from starting. The mount that it was about is still found by its process
@@ -51,14 +50,12 @@ def boot_id() -> str:
 class Record:
     """A volume that is used here.
 
-    `refs` are counts by dockerd's ID, `device` is the `major:minor` of its last mount in this boot ("" when there was
-    none), `dirty` says that its journal may hold data that is not published, `heals` counts mounts that were put back
-    into containers.
+    `refs` are counts by dockerd's ID, `dirty` says that its journal may hold data that is not published, `heals`
+    counts mounts that were put back into containers.
     """
 
     volume: Volume
     refs: Mapping[str, int] = field(default_factory=dict)
-    device: str = ""
     dirty: bool = False
     heals: int = 0
 
@@ -182,7 +179,6 @@ def _encode(record: Record, boot: str) -> bytes:
         "volume": json.loads(volumes.encode(record.volume)),
         "boot_id": boot,
         "refs": dict(record.refs),
-        "device": record.device,
         "dirty": record.dirty,
         "heals": record.heals,
     }
@@ -196,7 +192,7 @@ def _decode(data: bytes, boot: str, path: Path) -> Record:
         if values["schema"] != SCHEMA:
             raise Corrupt(f"{what}: schema {values['schema']!r}; this version of s3vol reads {SCHEMA}")
         volume = volumes.decode(json.dumps(values["volume"]).encode(), what)
-        refs, device, dirty, heals = (values[name] for name in ("refs", "device", "dirty", "heals"))
+        refs, dirty, heals = (values[name] for name in ("refs", "dirty", "heals"))
         same = values["boot_id"] == boot
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Corrupt(f"{what}: is not a record: {error}") from None
@@ -204,10 +200,9 @@ def _decode(data: bytes, boot: str, path: Path) -> Record:
         volume.uuid == path.stem
         and isinstance(refs, dict)
         and all(type(count) is int and count > 0 for count in refs.values())
-        and isinstance(device, str)
         and type(dirty) is bool
         and type(heals) is int
     )
     if not valid:
         raise Corrupt(f"{what}: is not a record: a value has the wrong form")
-    return Record(volume, refs if same else {}, device if same else "", dirty, heals)
+    return Record(volume, refs if same else {}, dirty, heals)
