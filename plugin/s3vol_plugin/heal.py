@@ -1,24 +1,24 @@
 """Surgery on mount tables: a live mount in the place of a dead one, in a namespace that is not ours.
 
 `python -m s3vol_plugin.heal` reads one request as JSON from its standard input, does it and ends; on a failure it
-prints one line and ends with 1. It is a process of its own because setns(2) to a mount namespace is refused to a process
-with threads, and because one that hangs can be killed.
+prints one line and ends with 1. It is a process of its own because setns(2) to a mount namespace is refused to a
+process with threads, and because one that hangs can be killed.
 
 Theory of operation. A container has its volume as a private mount, so nothing that is mounted on the host afterwards
 reaches it. But a mount can be cloned here (open_tree), carried over as a file descriptor (setns), and attached there
 (move_mount). Everything that can fail or block is done before the first change: looking up the directory of the volume,
 cloning, flags, and finding the dead mount again by its id. Then two calls: the clone goes *beneath* the dead mount, and
 the dead one is detached, so that no program ever sees the directory below both, where what it writes would be lost.
-Kernels before 6.5 cannot do that (and none can to a mount that a user namespace has locked); there the clone goes on top,
-and the dead one stays beneath until the container ends.
+Kernels before 6.5 cannot do that (and none can to a mount that a user namespace has locked); there the clone goes on
+top, and the dead one stays beneath until the container ends.
 
 What was mounted inside the dead mount (`-v a:/d -v b:/d/e`) hangs on it and cannot be reached by a path any more. It is
-mounted again inside the clone before that appears, from the place where our namespace has the same directory of the same
-file system. Where it has none (a tmpfs), or the clone goes on top, the healing is refused: a program would write into the
-volume what it means for another.
+mounted again inside the clone before that appears, from the place where our namespace has the same directory of the
+same file system. Where it has none (a tmpfs), or the clone goes on top, the healing is refused: a program would write
+into the volume what it means for another.
 
-The directory of the volume is looked up without symbolic links and without leaving the mount: a container can put a link
-to the host's /etc there. Open files and working directories on the dead mount stay dead.
+The directory of the volume is looked up without symbolic links and without leaving the mount: a container can put a
+link to the host's /etc there. Open files and working directories on the dead mount stay dead.
 
 Needs open_tree and move_mount (Linux 5.2), openat2 (5.6), mount_setattr (5.12), and root.
 
@@ -190,6 +190,17 @@ def _attach(tree: int, place: int, how: int = 0) -> None:
     _call("move_mount", _MOVE_MOUNT, tree, b"", place, b"", _FROM_EMPTY | _TO_EMPTY | how)
 
 
+def _attached_beneath(tree: int, dead: int) -> bool:
+    """Attach beneath the mount whose root is open as `dead`; False where this kernel cannot."""
+    try:
+        _attach(tree, dead, _BENEATH)
+    except OSError as error:
+        if error.errno in _UNABLE:
+            return False
+        raise
+    return True
+
+
 def _detach(place: int, proc: int) -> None:
     """Take away the mount whose root is open as `place`, whoever uses it."""
     os.fchdir(proc)
@@ -198,8 +209,11 @@ def _detach(place: int, proc: int) -> None:
         raise OSError(code, os.strerror(code), "umount2")
 
 
-def heal(pid: int, path: str, mountpoint: str) -> None:
-    """Replace the dead mount at `path`, as process `pid` sees it. Raises S3volError and OSError; see base.Kernel."""
+def heal(pid: int, path: str, mountpoint: str, *, beneath: bool = True) -> None:
+    """Replace the dead mount at `path`, as process `pid` sees it. `beneath`: try that first; older kernels refuse it.
+
+    Raises S3volError and OSError; see base.Kernel.
+    """
     ours = mounts.mount_table()
     proc = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
@@ -216,15 +230,9 @@ def heal(pid: int, path: str, mountpoint: str) -> None:
     _enter(namespace, root)
     dead = _open_mount(plan.dead, proc)
     # From here on nothing is looked up by a path, and nothing asks a mount process.
-    try:
-        _attach(tree, dead, _BENEATH)
-    except OSError as error:
-        if error.errno not in _UNABLE:
-            raise
+    if not (beneath and _attached_beneath(tree, dead)):
         if plan.inner:
-            raise S3volError(
-                "this kernel cannot mount it beneath what is mounted inside of it; restart the container"
-            ) from None
+            raise S3volError("this kernel cannot mount again what is mounted inside of it; restart the container")
         _attach(tree, dead)
         return
     for inner_tree, place in zip(trees[1:], places, strict=True):

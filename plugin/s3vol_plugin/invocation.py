@@ -29,7 +29,7 @@ _PASSED_ON = ("S3VOL_CONFIG", "S3VOL_FAILPOINT")
 
 
 def label(name: str) -> str:
-    """What the mount table calls the file system of a volume, in every namespace, after the death of its process too."""
+    """What mount tables call the file system of a volume, in every namespace and after the death of its process."""
     return f"s3vol:{name}"
 
 

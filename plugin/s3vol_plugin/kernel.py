@@ -2,17 +2,19 @@
 
 Theory of operation. dockerd's references leak (a crash of dockerd, a Mount that outlived its patience), so nothing is
 unmounted or kept on their word. A container that has a volume has it in its mount namespace, and every process shows
-the table of its own: /proc/PID/mountinfo, read once for each namespace and root directory. A file system is known by its
-device, which is its own for as long as anybody has it mounted, dead or alive; when nobody has, the number is given to the
-next one. So a dead one is recognised by its name as well, `s3vol:NAME`, that the driver has given it.
+the table of its own: /proc/PID/mountinfo, read once for each namespace and root directory. A file system is known by
+its device, which is its own for as long as anybody has it mounted, dead or alive; when nobody has, the number is given
+to the next one. So a dead one is recognised by its name as well, `s3vol:NAME`, that the driver has given it.
 
-What does not count as use: our own mount point; a copy of it in a namespace that was split off from ours and follows what
-is unmounted in ours (systemd gives many services one); a dead mount that is covered by the living one of its volume.
+What does not count as use: our own mount point; a copy of it in a namespace that was split off from ours and follows
+what is unmounted in ours (systemd gives many services one); a dead mount that is covered by the living one of its
+volume.
 
 Taking the tables apart is pure; `LinuxKernel` reads, and starts the healing of a mount in a process of its own
 (s3vol_plugin.heal).
 
-Rejected: asking dockerd which containers there are. It knows its own only, and must not be needed while it waits for us.
+Rejected: asking dockerd which containers there are. It knows its own only, and must not be needed while it waits for
+us.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class Namespace:
 
 
 def find_usages(namespaces: Iterable[Namespace], wanted: Callable[[Mount], bool], *, besides: str = "") -> list[Usage]:
-    """Where mounts of ours that are `wanted` are seen, except at `besides` in our namespace and in copies that follow it."""
+    """Where our `wanted` mounts are seen, except at `besides` in our namespace and in copies that follow it."""
     views = list(namespaces)
     followed = _peers_above(besides, next((view.table for view in views if view.own), ()))
     return [

@@ -48,7 +48,8 @@ class Process:
     async def end(self, last_resort: Callable[[], object] = lambda: None) -> None:
         """End it without waiting for the endpoint; what it has accepted is in its journal. At most END_S.
 
-        `last_resort` is called before SIGKILL. Raises S3volError when it does not even end by SIGKILL (it hangs in the kernel).
+        `last_resort` is called before SIGKILL. Raises S3volError when that does not help either (it hangs in the
+        kernel).
         """
         with self._handle() as handle:
             if handle is None:

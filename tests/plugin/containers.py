@@ -1,4 +1,4 @@
-"""What stands for a container in tests of mounts: a process in a mount namespace of its own, with volumes bound into it.
+"""What stands for a container in tests of mounts: a process in its own mount namespace, with volumes bound into it.
 
 Its root file system is the machine's; the volumes are bound below a directory of its own as dockerd does it: private,
 read-write or read-only, the whole volume or a directory of it. Every other s3vol mount is taken out of the namespace at

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
+import subprocess
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from s3vol_plugin.process import mounting
 from s3vol_plugin.settings import Settings
 from s3vol_plugin.volume import Volume
 from s3vol_plugin.workers import MountWorkers
+from tests.support.minio import wait_for
 
 DEADLINE_S = 60.0  # a mount takes about 0.8 s; this is for a machine under load
 DRAIN_S = 20.0
@@ -35,6 +38,40 @@ def settings_in(folder: Path, source: str = "") -> Settings:
         runtime_directory=folder / "run",
         credentials_directory=folder / "credentials.d",
     )
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """Poll in a thread, so that the event loop goes on."""
+    await trio.to_thread.run_sync(wait_for, condition, DEADLINE_S, what)
+
+
+def command(*words: str | Path, said: str = "") -> None:
+    """Run a command that has to succeed; `said` is its standard input."""
+    subprocess.run(words, input=said, text=True, check=True, timeout=DEADLINE_S)
+
+
+def create(path: Path) -> io.FileIO:
+    """A new file, open for writing without a buffer."""
+    return open(path, "wb", buffering=0)
+
+
+def environment_of(pid: int) -> bytes:
+    """Environment of a process, as root can read it."""
+    return Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def command_line_of(pid: int) -> bytes:
+    """What `ps` shows of a process."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def open_files(pid: int | str) -> set[str]:
+    """What the descriptors of a process are."""
+    found = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            found.add(os.readlink(path))
+    return found
 
 
 class Rig:
@@ -86,9 +123,7 @@ class Rig:
         worker = self.workers.get(volume.uuid)
         assert worker is not None
         os.kill(worker.pid, signal.SIGKILL)
-        with trio.fail_after(DEADLINE_S):
-            while self.workers.get(volume.uuid) is not None:
-                await trio.sleep(0.01)
+        await until(lambda: self.workers.get(volume.uuid) is None, "the end of the mount process")
         return worker.device
 
     def left(self) -> list[str]:

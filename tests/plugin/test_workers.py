@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import stat
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,19 @@ from s3vol_plugin import mountpoint
 from s3vol_plugin.base import Left
 from s3vol_plugin.process import Process, mounting
 from tests.plugin.containers import Bind, Container, ended
-from tests.plugin.rig import DEADLINE_S, DRAIN_S, Rig, rig_in, with_settings
+from tests.plugin.rig import (
+    DEADLINE_S,
+    DRAIN_S,
+    Rig,
+    command,
+    command_line_of,
+    create,
+    environment_of,
+    open_files,
+    rig_in,
+    until,
+    with_settings,
+)
 from tests.support.minio import SECRET_KEY, Minio
 
 pytestmark = pytest.mark.kernel
@@ -61,15 +72,10 @@ async def test_the_process_holds_nothing_of_the_driver(rig: Rig) -> None:
     pid = await rig.start(volume)
     assert os.getsid(pid) == pid
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
-    ours = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_there(fd)}
-    theirs = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
-    assert {name for name in ours & theirs if name.startswith(("pipe:", "socket:"))} == set()
-    assert Path(f"/proc/{pid}/environ").read_bytes().count(b"S3VOL_RUNTIME_DIR=") == 1
+    shared = open_files("self") & open_files(pid)
+    assert {name for name in shared if name.startswith(("pipe:", "socket:"))} == set()
+    assert environment_of(pid).count(b"S3VOL_RUNTIME_DIR=") == 1
     await rig.workers.stop(volume, drain_s=DRAIN_S)
-
-
-def _is_there(fd: str) -> bool:
-    return os.path.lexists(f"/proc/self/fd/{fd}")
 
 
 async def test_ten_starts_at_once_make_one_process(rig: Rig) -> None:
@@ -142,8 +148,7 @@ async def test_a_cancelled_start_leaves_no_process(rig: Rig) -> None:
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(rig.start, volume)
-            while not mounting(rig.point(volume)):
-                await trio.sleep(0.01)
+            await until(lambda: bool(mounting(rig.point(volume))), "the mount process")
             scope.cancel()
     assert (rig.left(), mounting(rig.point(volume))) == ([], [])
     await rig.start(volume)
@@ -195,8 +200,7 @@ async def test_named_credentials_are_a_file_that_only_this_process_is_told_of(
     volume = rig.volume(source=f"s3://{bucket}/a")
     pid = await rig.start(volume)
     (rig.point(volume) / "f").write_bytes(b"x")
-    for name in ("cmdline", "environ"):
-        assert SECRET_KEY.encode() not in Path(f"/proc/{pid}/{name}").read_bytes()
+    assert SECRET_KEY.encode() not in command_line_of(pid) + environment_of(pid)
     assert await rig.workers.stop(volume, drain_s=DRAIN_S) == Left(0, 0)
     assert minio.client().get_object(Bucket=bucket, Key="a/f")["Body"].read() == b"x"
 
@@ -244,15 +248,16 @@ async def test_a_process_that_a_killed_driver_was_starting_is_waited_for_and_use
         "rig = Rig(Path(sys.argv[1]), {})\n"
         "trio.run(rig.start, rig.volume())"
     )
-    driver = subprocess.Popen([sys.executable, "-c", script, str(rig.folder)])
-    while not mounting(rig.point(volume)):
-        await trio.sleep(0.01)
+    driver = await trio.lowlevel.open_process([sys.executable, "-c", script, str(rig.folder)])
+    await until(lambda: bool(mounting(rig.point(volume))), "the mount process")
     driver.kill()
-    driver.wait()
+    await driver.wait()
     pid = await rig.start(volume)
-    with trio.fail_after(DEADLINE_S):  # the command that started it may need a moment to end
-        while [process.pid for process in mounting(rig.point(volume))] != [pid]:
-            await trio.sleep(0.01)
+
+    def alone() -> bool:
+        return [process.pid for process in mounting(rig.point(volume))] == [pid]
+
+    await until(alone, "the end of the command that started it")
     await rig.workers.stop(volume, drain_s=DRAIN_S)
 
 
@@ -291,7 +296,7 @@ async def test_a_crash_is_repaired_by_the_next_start(rig: Rig) -> None:
 async def test_a_busy_volume_stays_mounted_and_is_watched_still(rig: Rig) -> None:
     volume = rig.volume()
     pid = await rig.start(volume)
-    with open(rig.point(volume) / "f", "wb") as file:
+    with create(rig.point(volume) / "f") as file:
         with pytest.raises(S3volError, match="is in use, and still mounted"):
             await rig.workers.stop(volume, drain_s=DRAIN_S)
         file.write(b"goes on")
@@ -320,7 +325,7 @@ async def test_a_volume_unmounted_by_hand_under_a_container_is_mounted_again_fro
     volume = rig.volume()
     pid = await rig.start(volume)
     with Container(Bind(rig.point(volume), rig.folder / "c", read_only=True)) as container:
-        subprocess.run(["umount", rig.point(volume)], check=True)
+        command("umount", rig.point(volume))
         assert rig.workers.get(volume.uuid) is None
         rig.restart()
         await rig.workers.adopt()
@@ -333,8 +338,8 @@ async def test_a_volume_unmounted_by_hand_under_a_container_is_mounted_again_fro
 async def test_a_start_waits_for_the_process_that_is_ending(rig: Rig) -> None:
     volume = rig.volume()
     pid = await rig.start(volume)
-    file = open(rig.point(volume) / "f", "wb", buffering=0)
-    subprocess.run(["umount", "-l", rig.point(volume)], check=True)
+    file = create(rig.point(volume) / "f")
+    command("umount", "-l", rig.point(volume))
     assert rig.workers.get(volume.uuid) is None
     with pytest.raises(S3volError, match=f"its earlier mount process {pid} is still publishing"):
         await rig.workers.start(volume, deadline_s=1.0)
@@ -354,7 +359,7 @@ async def test_what_cannot_be_published_in_time_is_counted_and_published_by_the_
         bucket = minio.new_bucket()
         volume = rig.volume(source=f"s3://{bucket}", close="local", fsync="local")
         await rig.start(volume)
-        with open(rig.point(volume) / "f", "wb") as file:
+        with create(rig.point(volume) / "f") as file:
             minio.kill()
             file.write(b"late" * 1000)
         assert await rig.workers.stop(volume, drain_s=1.0) == Left(1, 4000)
