@@ -35,7 +35,7 @@ _FLAGS = (
     "help",
     "registry",
     "data",
-    "overwrite",
+    "replace-newer",
     "reread",
 )
 _EPILOG = "Options are described in docs/options.md; `s3vol options` prints them."
@@ -122,7 +122,7 @@ def _add_volume(volume: argparse.ArgumentParser) -> None:
     verb("mounts", "Show which nodes have what mounted.", json=True)
     copy = verb("import", "Copy a directory of this machine into a volume; again, to go on.", "name", "path", json=True)
     copy.add_argument("--create", action="store_true", help="create the volume, with the options of -o")
-    copy.add_argument("--overwrite", action="store_true", help="replace what is newer in the volume, too")
+    copy.add_argument("--replace-newer", action="store_true", help="replace what is newer in the volume, too")
     copy.add_argument("--reread", action="store_true", help="read everything back and compare it with the files")
     options(copy)
     verb("options", "Print every option of a volume.").add_argument(

@@ -247,7 +247,7 @@ async def _import(args: argparse.Namespace, settings: Settings, registry: Bucket
         run = Import(
             store,
             args.path,
-            overwrite=args.overwrite,
+            overwrite=args.replace_newer,
             reread=args.reread,
             on_progress=lambda report: line.say(_progress(report, time.monotonic() - began_s)),
         )
@@ -319,7 +319,7 @@ def _lines(volume: Volume, report: Report) -> list[str]:
         f"{report.same} were there already, {report.verified} of {len(scanned.items)} verified in {volume.source}"
     ]
     lines += _some("replaced, for the file is newer", report.replaced)
-    lines += _some("KEPT, for the volume's is newer (--overwrite replaces it)", report.kept)
+    lines += _some("KEPT, for the volume's is newer (--replace-newer takes the file)", report.kept)
     lines += _some("NOT COPIED", report.problems)
     if scanned.linked:
         lines.append(f"{scanned.linked} names of files with hard links became files of their own")

@@ -13,8 +13,8 @@ _HEAD = """\
 
 What `docker volume create -d s3vol -o KEY=VALUE`, `driver_opts` in a compose file and `s3vol volume create -o` take.
 Hyphens and underscores are the same, a switch is `yes`, `no`, `true`, `false`, `1`, `0` or a bare word, and values in
-YAML stand in quotes. A key that does not exist is an error, not a warning. Without any option a volume is in the registry's
-bucket, under its own name.
+YAML stand in quotes. A key that does not exist is an error, not a warning. Without any option a volume is in the
+registry's bucket, under its own name.
 
 This page is written by `s3vol volume options --markdown`.
 
@@ -23,16 +23,16 @@ _ROWS = """
 ## Options of its mount
 
 These mean what they mean to `s3vol mount` ([options.md](options.md)); what is not set comes from `[defaults]` on each
-node. The short forms (`ro`, `read-only`, `write-back`, `noexec`) are there as well, `path` and `subdir` for `prefix`, `url`
-for `endpoint`, `flush-interval` for `dirty-age`.
+node. The short forms (`ro`, `read-only`, `write-back`, `noexec`) are there as well, `path` and `subdir` for `prefix`,
+`url` for `endpoint`, `flush-interval` for `dirty-age`.
 
 """
 _SETTINGS = """
 ## Settings of a node
 
 In `/etc/s3vol/plugin.toml`, or the file that `S3VOL_PLUGIN_CONFIG` names; a variable such as `S3VOL_PLUGIN_SOURCE` is
-stronger than the file. The options of a mount stand in `[defaults]` there (`S3VOL_PLUGIN_CACHE_SIZE` as a variable); each volume's own are laid
-over them.
+stronger than the file. The options of a mount stand in `[defaults]` there (`S3VOL_PLUGIN_CACHE_SIZE` as a variable);
+each volume's own are laid over them.
 
 ```toml
 source = "s3://swarm"
