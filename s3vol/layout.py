@@ -50,6 +50,10 @@ LINK = "s3vol-link"
 LINK_NAME = "s3vol-link-name"
 """Metadata name of a stub: the token that stands for this name in the record of the link."""
 
+LINK_PATH = "s3vol-link-path"
+"""Metadata name of a body: the URL-encoded path by which it was changed last, when it fits. For people, and for the
+place of a conflict copy; names may have moved since."""
+
 LINK_COUNT = "s3vol-link-count"
 """Metadata name of a link's record: how many names there are."""
 
@@ -62,6 +66,7 @@ LINKS = ".s3vol/links/"
 _RECORD_ENDING = ".names"
 
 _NS = 1_000_000_000
+_LINK_PATH_MAX_BYTES = 512  # leaves three quarters of the metadata to attributes
 _LINK_ID = re.compile(r"[0-9a-f]{16}")
 _FILE_TYPES = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK}
 
@@ -194,8 +199,23 @@ def link_of(info: ObjectInfo) -> Link | None:
 
 
 def without_link(meta: Mapping[str, str]) -> dict[str, str]:
-    """Metadata of a file without the headers of a stub."""
-    return {name: value for name, value in meta.items() if name not in (LINK, LINK_NAME)}
+    """Metadata of a file without the headers of a stub, and of a body."""
+    return {name: value for name, value in meta.items() if name not in (LINK, LINK_NAME, LINK_PATH)}
+
+
+def with_path(meta: Mapping[str, str], path: str) -> dict[str, str]:
+    """Metadata of a body with the path by which it is known; without it when that is long."""
+    text = urllib.parse.quote(path)
+    return {**meta, LINK_PATH: text} if 0 < len(text) <= _LINK_PATH_MAX_BYTES else dict(meta)
+
+
+def visible_key(key: str, meta: Mapping[str, str]) -> str:
+    """Where people look for the object: `key` itself, and for the body of a hard link one of its names."""
+    link_id = body_id(key)
+    if link_id is None:
+        return key
+    path = urllib.parse.unquote(meta.get(LINK_PATH, ""))
+    return path if is_path(path) and not is_reserved(path) else f"hard-link-{link_id}"
 
 
 def without_nonce(meta: Mapping[str, str]) -> dict[str, str]:

@@ -67,7 +67,7 @@ class ConflictKeeper:
     async def keep(self, content: CachedContent) -> None:
         """Copy the content, which is DIRTY, beside its key and raise Conflict. `publish_lock` is held by the caller."""
         content.state = State.CONFLICTED
-        content.conflict_key = content.conflict_key or layout.conflict_key(content.key, self._node, time.time())
+        content.conflict_key = content.conflict_key or self._place(content)
         try:
             await self._sender.drop_stream(content)
             missing = await self._copy(content)
@@ -87,11 +87,14 @@ class ConflictKeeper:
         log.warning("%s", message)
         self._tell(WriteError(content.key, message, content.conflict_key))
 
+    def _place(self, content: CachedContent) -> str:
+        return layout.conflict_key(layout.visible_key(content.key, content.metadata), self._node, time.time())
+
     async def _copy(self, content: CachedContent) -> str:
         """Make the copy; returns what is missing in it, as text."""
         await self._fetch_what_is_left(content)
         missing = describe_ranges(content.absent(0, content.size))
-        metadata = dict(content.metadata)
+        metadata = layout.without_link(content.metadata)  # of a hard link, the copy is an ordinary file
         if missing:
             metadata[MISSING] = missing
             if layout.metadata_bytes(metadata) > layout.METADATA_MAX_BYTES - 80:
@@ -103,7 +106,7 @@ class ConflictKeeper:
             except PreconditionFailed:
                 if await self._is_ours(content):
                     return missing
-                content.conflict_key = layout.conflict_key(content.key, self._node, time.time())
+                content.conflict_key = self._place(content)
 
     async def _fetch_what_is_left(self, content: CachedContent) -> None:
         """Absent bytes are usually gone with the old version; not so if only its metadata were changed."""

@@ -15,7 +15,7 @@ import trio
 
 from s3vol.cache.base import CacheStatus, Content, State
 from s3vol.errors import Conflict, NotFound, PosixError, PreconditionFailed
-from s3vol.layout import conflict_key
+from s3vol.layout import conflict_key, visible_key, without_link
 from s3vol.store.base import ABSENT, FILE_TYPE, Buffer, Store, matches
 from s3vol.types import NONCE, ObjectInfo, Version
 
@@ -255,8 +255,8 @@ class MemoryCache:
             await trio.lowlevel.checkpoint()
 
     async def _lose(self, content: MemoryContent, body: bytes) -> Conflict:
-        key = conflict_key(content.key, self._node, 1.0)
-        await self._store.put(key, body, metadata=content.metadata)
+        key = conflict_key(visible_key(content.key, content.metadata), self._node, 1.0)
+        await self._store.put(key, body, metadata=without_link(content.metadata))
         if self._dirty.get(content.key) is content:
             del self._dirty[content.key]
         content.state = State.CONFLICTED

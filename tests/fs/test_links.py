@@ -189,6 +189,25 @@ async def test_a_large_file_is_moved_by_the_server(a: Node, b: Node) -> None:
     assert bytes(await b.fs.read(opened.fh, 0, len(body))) == body
 
 
+@pytest.mark.parametrize("name", ["d/g", "d/" + "ü" * 100])
+async def test_what_lost_to_another_node_is_kept_beside_a_name_as_an_ordinary_file(
+    a: Node, b: Node, foreign: Foreign, name: str
+) -> None:
+    await a.mkdir("d")
+    await a.write("f", b"abc")
+    await a.link("f", name)
+    opened = await b.open(name, os.O_RDWR)
+    await b.fs.write(opened.fh, 0, b"of b")
+    await a.write("f", b"of a")
+    await fails(errno.ESTALE, b.close(opened.fh))
+    (kept,) = [key for key in foreign.objects() if "conflict" in key]
+    assert kept.startswith(f"{name}.s3vol-conflict-" if name == "d/g" else "hard-link-")
+    assert await foreign.body(kept) == b"of b"
+    assert layout.link_of(await foreign.store.head(kept)) is None
+    assert (await a.stat(kept)).nlink == 1
+    assert [await b.read(path) for path in ("f", name)] == [b"of a"] * 2
+
+
 # Names that go
 
 
