@@ -43,8 +43,8 @@ _LEFT_OUT = shutil.ignore_patterns(
 _BOTOCORE_KEPT = {"s3", "sts", "sso", "sso-oidc", "signin"}
 
 _DIRECTORIES = {  # what runc and the daemon mount on or write to; runc makes none of them
-    **dict.fromkeys(("dev", "proc", "sys", "etc", "run/docker/plugins", "var/lib/s3vol/mounts"), 0o755),
-    **dict.fromkeys(("run/s3vol", "var/cache/s3vol", "etc/s3vol"), 0o700),
+    **dict.fromkeys(("dev", "proc", "sys", "etc", "run/docker/plugins", "mnt/volumes"), 0o755),
+    **dict.fromkeys(("run/s3vol", "var/lib/s3vol", "var/cache/s3vol", "etc/s3vol"), 0o700),
     "tmp": 0o1777,
 }
 _FILES: Mapping[str, str] = {

@@ -29,6 +29,7 @@ class Settings:
     admin_socket: Path = Path("/run/s3vol/plugin.sock")
     docker_socket: Path = Path("/run/docker.sock")
     state_directory: Path = Path("/var/lib/s3vol")
+    mount_directory: Path | None = None  # None: `mounts` in the state directory
     cache_directory: Path = Path("/var/cache/s3vol/volumes")
     runtime_directory: Path = Path("/run/s3vol")
     credentials_directory: Path = Path("/etc/s3vol/credentials.d")
@@ -44,7 +45,7 @@ class Settings:
     @property
     def mounts_directory(self) -> Path:
         """One directory a mounted volume, named by uuid: mode 000, so that nothing lands on this disk unmounted."""
-        return self.state_directory / "mounts"
+        return self.mount_directory or self.state_directory / "mounts"
 
     def mountpoint(self, uuid: str) -> Path:
         """Where a volume is mounted on this node."""
