@@ -17,6 +17,8 @@ class Entry:
     kind: str  # file | link | dir
     body: bytes = b""
     marked: bool = True
+    linked: bool = False  # it has, or had, several names: the object at each of them is a stub
+    lost: int = 0  # names that a foreign client took away: they are counted for ever
 
 
 class Refused(Exception):
@@ -32,6 +34,7 @@ class Tree:
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {"": Entry("dir")}
+        self.lost = False  # a foreign client took away names of links: their bodies stay
 
     def at(self, path: str) -> Entry | None:
         return self.entries.get(path)
@@ -70,13 +73,31 @@ class Tree:
         found = self.at(path)
         if found is not None and found.kind != "file":
             raise Refused(errno.EISDIR if found.kind == "dir" else errno.EEXIST)
-        self.entries[path] = Entry("file", body)
+        if found is not None:
+            found.body = body  # through whichever name
+        else:
+            self.entries[path] = Entry("file", body)
 
     def make(self, path: str, kind: str, body: bytes = b"") -> None:
         self.folder(parent(path))
         if self.at(path) is not None:
             raise Refused(errno.EEXIST)
         self.entries[path] = Entry(kind, body)
+
+    def link(self, old: str, new: str) -> None:
+        """Another name for the same entry."""
+        source = self.need(old)
+        self.folder(parent(new))
+        if source.kind == "dir":
+            raise Refused(errno.EPERM)
+        if self.at(new) is not None:
+            raise Refused(errno.EEXIST)
+        source.linked = True
+        self.entries[new] = source
+
+    def names(self, entry: Entry) -> int:
+        """How many names it is said to have."""
+        return sum(it is entry for it in self.entries.values()) + entry.lost
 
     def truncate(self, path: str, size: int) -> None:
         found = self.need(path)
@@ -104,7 +125,7 @@ class Tree:
         if new.startswith(f"{old}/"):
             raise Refused(errno.EINVAL)
         source, target = self.need(old), self.at(new)
-        if old == new:
+        if source is target:
             return
         if source.kind != "dir" and target is not None and target.kind == "dir":
             raise Refused(errno.EISDIR)
@@ -130,14 +151,23 @@ class Tree:
             return False
         for folder in above:
             self.entries.setdefault(folder, Entry("dir", marked=False))
+        if found is not None and found.linked:
+            self.lose(found)
         self.entries[path] = Entry("file", body)
         return True
+
+    def lose(self, entry: Entry) -> None:
+        """A name of it goes without its record being told."""
+        entry.lost += 1
+        self.lost = True
 
     def foreign_delete(self, path: str) -> bool:
         """False when there is no such object."""
         found = self.at(path)
         if found is None or found.kind == "dir":
             return False
+        if found.linked:
+            self.lose(found)
         del self.entries[path]
         for folder in reversed(parents(path)):
             if folder and not self.entries[folder].marked and not self.children(folder):

@@ -24,7 +24,7 @@ from s3vol.store.memory import MemoryBucket, MemoryStore
 from s3vol.types import Fh
 from tests.fs.memory_cache import MemoryCache
 from tests.fs.model import Refused, Tree
-from tests.fs.rig import Foreign, Node
+from tests.fs.rig import Foreign, Node, links
 
 PATHS = st.sampled_from(["a", "b", "a/a", "a/b", "b/a", "a/a/a", "a/a/b", "ab"])
 NODE = st.integers(0, 1)
@@ -38,6 +38,7 @@ STEP = st.one_of(
     st.tuples(st.just("unlink"), NODE, PATHS),
     st.tuples(st.just("rmdir"), NODE, PATHS),
     st.tuples(st.just("rename"), NODE, PATHS, PATHS),
+    st.tuples(st.just("link"), NODE, PATHS, PATHS),
     st.tuples(st.just("read"), NODE, PATHS),
     st.tuples(st.just("list"), NODE, PATHS),
     st.tuples(st.just("hold"), NODE, PATHS),
@@ -127,6 +128,9 @@ class World:
     async def rename(self, who: int, old: str, new: str) -> None:
         await self.agree(lambda: self.tree.rename(old, new), self.nodes[who].rename(old, new))
 
+    async def link(self, who: int, old: str, new: str) -> None:
+        await self.agree(lambda: self.tree.link(old, new), self.nodes[who].link(old, new))
+
     async def read(self, who: int, path: str) -> None:
         attr = await self.agree(lambda: self.tree.need(path), self.nodes[who].stat(path))
         if attr is not None:
@@ -170,6 +174,8 @@ class World:
         entry, attr = self.tree.entries[path], await node.stat(path)
         kind = {stat.S_IFREG: "file", stat.S_IFLNK: "link", stat.S_IFDIR: "dir"}[stat.S_IFMT(attr.mode)]
         assert kind == entry.kind
+        if kind != "dir" and entry.linked:
+            assert attr.nlink == self.tree.names(entry)
         if kind == "file":
             assert (attr.size, await node.read(path)) == (len(entry.body), entry.body)
         elif kind == "link":
@@ -183,6 +189,8 @@ class World:
             await self.nodes[who].fs.flush_path(None, lambda _: None)
         await trio.sleep(1.1)
         assert self.foreign.objects() == self.tree.keys()
+        linked = {id(entry) for entry in self.tree.entries.values() if entry.linked}
+        assert self.tree.lost or len(links(self.foreign)) == 2 * len(linked)  # body and record of each
         for node in self.nodes:
             for path, entry in self.tree.entries.items():
                 await self.check(node, path)
