@@ -76,6 +76,7 @@ class Node:
         self._began_s = trio.current_time()
         self._locks: defaultdict[str, trio.Lock] = defaultdict(trio.Lock)
         self._facts: dict[str, Facts] = {}
+        self._unhealed: set[Usage] = set()  # told of already
 
     def lock(self, uuid: str) -> trio.Lock:
         """Guards the record and the process of one volume."""
@@ -130,25 +131,36 @@ class Node:
             raise
         self.facts(volume.uuid).last_error = ""
         log.info("mounted", extra={"volume": volume.name, "pid": worker.pid, "device": worker.device})
-        healed = await self._heal(await self._dead(volume, living=worker.device), worker, volume)
-        if healed:
-            await self._save_quietly(replace(before, volume=volume, dirty=True, heals=before.heals + healed))
+        await self.heal(volume.uuid)
         return worker
 
+    async def heal(self, uuid: str) -> None:
+        """Put the mount of a volume that is served into containers where a crash has left a dead one. Lock held.
+
+        An earlier run of this daemon may have been killed before it had come to that, and what failed may work later.
+        """
+        worker, record = self.workers.get(uuid), self.state.get(uuid)
+        if worker is None or record is None or not self.settings.heal:
+            return
+        dead = await self._dead(record.volume, living=worker.device)
+        if healed := await self._heal(dead, worker, record.volume):
+            await self._save_quietly(replace(record, heals=record.heals + healed))
+
     async def _heal(self, dead: Sequence[Usage], worker: Worker, volume: Volume) -> int:
-        """How many places have the new mount now. One that fails is logged: its container needs a restart."""
-        if not self.settings.heal:
-            return 0
+        """How many places have the new mount now. One that fails is logged once: its container needs a restart."""
         healed = 0
         for usage in dead:
             where = {"volume": volume.name, "pid": usage.pid, "path": usage.mountpoint}
             try:
                 await trio.to_thread.run_sync(self.kernel.heal, usage, worker.mountpoint)
             except S3volError as error:
-                self.counters["heals_failed"] += 1
-                log.error("a container keeps a dead mount, restart it: %s", error, extra=where)
+                if usage not in self._unhealed:
+                    self._unhealed.add(usage)
+                    self.counters["heals_failed"] += 1
+                    log.error("a container keeps a dead mount, restart it: %s", error, extra=where)
                 continue
             healed += 1
+            self._unhealed.discard(usage)
             log.warning("a container's dead mount was replaced", extra=where)
         self.counters["heals"] += healed
         return healed

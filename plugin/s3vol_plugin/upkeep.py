@@ -245,6 +245,7 @@ class Upkeep:
 
     async def _compare(self, uuid: str, *, ask_docker: bool) -> None:
         async with self._node.lock(uuid):
+            await self._node.heal(uuid)
             step = await self._step(uuid)
             if step is Step.ASK and ask_docker:
                 step = await self._clear_leaked(uuid)
