@@ -11,8 +11,6 @@ by all nodes, by its record and the node's defaults. `/etc/s3vol/config.toml` is
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,10 +18,10 @@ from pathlib import Path
 from s3vol.config import OPTIONS, VARIABLE_PREFIX
 from s3vol.errors import UsageError
 from s3vol.layers import unknown
+from s3vol_plugin import credentials as named
 from s3vol_plugin.settings import Settings
 from s3vol_plugin.volume import Volume
 
-_CREDENTIALS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")  # names a file; no path can be made of it
 _KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE")
 _PASSED_ON = ("S3VOL_CONFIG", "S3VOL_FAILPOINT")
 
@@ -67,18 +65,10 @@ def environment(settings: Settings, volume: Volume, base: Mapping[str, str]) -> 
     if credentials:
         for name in _KEYS:
             kept.pop(name, None)
-        kept["AWS_SHARED_CREDENTIALS_FILE"] = str(_credentials_file(settings, credentials))
+        named.read(settings.credentials_directory, credentials)  # what is wrong with it is said now, and in one line
+        kept["AWS_SHARED_CREDENTIALS_FILE"] = str(named.path_of(settings.credentials_directory, credentials))
         kept["AWS_PROFILE"] = "default"
     return kept
-
-
-def _credentials_file(settings: Settings, name: str) -> Path:
-    if not _CREDENTIALS.fullmatch(name):
-        raise UsageError(f"credentials {name!r}: may hold letters, digits, dots, hyphens and underscores only")
-    path = settings.credentials_directory / name
-    if not os.access(path, os.R_OK):
-        raise UsageError(f"credentials {name!r}: {path} is not on this node, or cannot be read; put the AWS file there")
-    return path
 
 
 def _plain(options: Mapping[str, str]) -> dict[str, str]:

@@ -196,6 +196,7 @@ async def test_named_credentials_are_a_file_that_only_this_process_is_told_of(
     folder.mkdir()
     keys = f"aws_access_key_id={minio.environment['AWS_ACCESS_KEY_ID']}\naws_secret_access_key={SECRET_KEY}\n"
     (folder / "prod").write_text(f"[default]\n{keys}")
+    (folder / "prod").chmod(0o600)
     with_settings(rig, credentials="prod")
     volume = rig.volume(source=f"s3://{bucket}/a")
     pid = await rig.start(volume)
