@@ -28,7 +28,7 @@ KINDS = ["memory", "file", pytest.param("s3", marks=pytest.mark.minio)]
 class NamedMemoryStore(MemoryStore):
     """A bucket in memory that says it is one of S3, so that sources below it have names."""
 
-    url = "s3://memory"  # type: ignore[assignment]  # a property there
+    url = "s3://memory"
 
 
 @asynccontextmanager
