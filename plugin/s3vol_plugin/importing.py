@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -196,7 +197,7 @@ class Import:
                 except _Changed:
                     item = await self._again(item)
             raise _Entry("changes while it is being read; run the import again when it is at rest")
-        content_type = DIRECTORY_TYPE if item.key.endswith("/") else FILE_TYPE
+        content_type = DIRECTORY_TYPE if stat.S_ISDIR(item.stat.st_mode) else FILE_TYPE
         etag = await self._put(item.key, item.target, _marked(item), content_type, condition)
         report.bytes_done += item.size_bytes
         return item, etag
