@@ -7,6 +7,7 @@ on this machine: each run reads the registry anew.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -21,6 +22,7 @@ import trio
 
 from s3vol.commands import volume_options
 from s3vol.commands.reach import ProgressLine
+from s3vol.control import Client
 from s3vol.errors import Denied, S3volError, UsageError
 from s3vol.store.edge import first_error
 from s3vol.units import format_bytes, format_seconds
@@ -34,6 +36,9 @@ from s3vol_plugin.settings import Settings
 from s3vol_plugin.volume import Volume
 
 _SHOWN_LINES = 20  # of a list of problems; --json has them all
+
+_DAEMON_S = 5.0
+_CHANGING = ("create", "rm", "undelete", "import", "delete")
 
 Verb = Callable[[argparse.Namespace, Settings, BucketRegistry], Awaitable[int]]
 
@@ -51,6 +56,18 @@ def run(args: argparse.Namespace) -> int:
         return trio.run(_run, _VERBS[args.action], args, settings)
     except ExceptionGroup as group:
         raise first_error(group) from None
+    finally:
+        if args.action in _CHANGING:
+            _tell_daemon(settings)
+
+
+def _tell_daemon(settings: Settings) -> None:
+    """Have the driver of this node read the registry again, so that docker sees here what was changed here.
+
+    Other nodes see it within half a minute, and so does this one when the daemon does not answer.
+    """
+    with contextlib.suppress(S3volError), Client(settings.admin_socket, timeout_s=_DAEMON_S) as client:
+        client.ask("refresh", timeout_s=_DAEMON_S)
 
 
 async def _run(verb: Verb, args: argparse.Namespace, settings: Settings) -> int:
