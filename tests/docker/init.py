@@ -19,7 +19,16 @@ def _mount(*arguments: str | Path) -> None:
     subprocess.run(["mount", *map(str, arguments)], check=True)
 
 
+def _let_go() -> None:
+    """Take out the copies of other programs' FUSE mounts: one that is held here would never end there."""
+    rows = [line.split(" - ") for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for left, right in reversed(rows):
+        if right.startswith("fuse."):
+            subprocess.run(["umount", "-l", left.split()[4]], check=False, stderr=subprocess.DEVNULL)
+
+
 def _furnish(folder: Path) -> None:
+    _let_go()
     for name in ("etc", "etc.work", "lib", "cache"):
         (folder / name).mkdir(exist_ok=True)
     layers = f"lowerdir=/etc,upperdir={folder / 'etc'},workdir={folder / 'etc.work'}"

@@ -92,18 +92,30 @@ class Node:
         self.cgroup = f"s3vol-test-{os.getpid()}-{name}"
         self.init = 0
         self._outer: subprocess.Popen[str] | None = None
+        self._started: list[Process] = []
 
     def boot(self) -> None:
         """Start process 1. Nothing else runs then."""
         assert self._outer is None, f"{self.name} runs already"
         apart = ["unshare", "-m", "-n", "-u", "-i", "-p", "-f", "--kill-child", "--mount-proc"]
-        self._outer = subprocess.Popen(
-            [*apart, "--propagation", "private", sys.executable, "-I", "-S", str(_INIT), self.name, str(self.folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=(self.folder / "init.log").open("ab"),
-            text=True,
-        )
+        with (self.folder / "init.log").open("ab") as log:
+            self._outer = subprocess.Popen(
+                [
+                    *apart,
+                    "--propagation",
+                    "private",
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    str(_INIT),
+                    self.name,
+                    str(self.folder),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
         assert self._outer.stdout is not None
         said = self._outer.stdout.readline()
         assert said == "up\n", f"{self.name} did not come up; are you root?"
@@ -120,6 +132,8 @@ class Node:
         assert outer.stdout is not None
         outer.stdout.close()
         self.init = 0
+        while self._started:
+            self._started.pop().wait()  # what had entered the machine ends with it
 
     def close(self) -> None:
         """Crash, and take away the control groups that a dockerd leaves behind."""
@@ -150,7 +164,9 @@ class Node:
 
     def start(self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> Process:
         """Start a program that goes on running; its output is appended to `log`."""
-        return Process(self, command, log, {**os.environ, **(environment or {})})
+        process = Process(self, command, log, {**os.environ, **(environment or {})})
+        self._started.append(process)
+        return process
 
     def run(
         self, *command: str, timeout_s: float = RUN_S, stdin: bytes | IO[bytes] | None = None, **environment: str

