@@ -20,6 +20,7 @@ from s3vol.errors import PosixError, S3volError
 TYPE = "fuse.s3vol"
 _PROC = Path("/proc")
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
+DEAD = (errno.ENOTCONN, errno.ECONNABORTED)  # what a FUSE mount answers whose process is gone
 _MNT_DETACH = 2  # umount2(2)
 _UMOUNT_NOFOLLOW = 8
 _FUSERMOUNT_S = 20.0  # fusermount3 answers in milliseconds; it hangs only if the kernel does

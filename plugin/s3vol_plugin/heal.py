@@ -20,6 +20,9 @@ into the volume what it means for another.
 The directory of the volume is looked up without symbolic links and without leaving the mount: a container can put a
 link to the host's /etc there. Open files and working directories on the dead mount stay dead.
 
+A mount that is alive is never replaced, whatever it is called: two drivers on one machine (one of them in a container)
+may serve volumes of one name.
+
 Needs open_tree and move_mount (Linux 5.2), openat2 (5.6), mount_setattr (5.12), and root.
 
 Rejected: nsenter(1) and mount(8) (one call each for what must be one step, and neither knows "beneath"), and asking for
@@ -190,6 +193,17 @@ def _attach(tree: int, place: int, how: int = 0) -> None:
     _call("move_mount", _MOVE_MOUNT, tree, b"", place, b"", _FROM_EMPTY | _TO_EMPTY | how)
 
 
+def _check_dead(place: int) -> None:
+    """Raise S3volError unless the process behind a mount is gone. statfs(2) always asks it."""
+    try:
+        os.fstatvfs(place)
+    except OSError as error:
+        if error.errno in mounts.DEAD:
+            return
+        raise
+    raise S3volError("the mount there is alive: it belongs to another driver on this machine")
+
+
 def _attached_beneath(tree: int, dead: int) -> bool:
     """Attach beneath the mount whose root is open as `dead`; False where this kernel cannot."""
     try:
@@ -229,6 +243,7 @@ def heal(pid: int, path: str, mountpoint: str, *, beneath: bool = True) -> None:
         places.append(_open_inside(trees[inner.within + 1], inner.place))
     _enter(namespace, root)
     dead = _open_mount(plan.dead, proc)
+    _check_dead(dead)
     # From here on nothing is looked up by a path, and nothing asks a mount process.
     if not (beneath and _attached_beneath(tree, dead)):
         if plan.inner:

@@ -4,7 +4,7 @@ Theory of operation. dockerd's references leak (a crash of dockerd, a Mount that
 unmounted or kept on their word. A container that has a volume has it in its mount namespace, and every process shows
 the table of its own: /proc/PID/mountinfo, read once for each namespace and root directory. A file system is known by
 its device, which is its own for as long as anybody has it mounted, dead or alive; when nobody has, the number is given
-to the next one. So a dead one is recognised by its name as well, `s3vol:NAME`, that the driver has given it.
+to the next one. So a dead one is recognised by the name that the driver has given it, `s3vol:NAME`, and by being dead.
 
 What does not count as use: our own mount point; a copy of it in a namespace that was split off from ours and follows
 what is unmounted in ours (systemd gives many services one); a dead mount that is covered by the living one of its
@@ -23,6 +23,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ from s3vol.mounts import Mount
 from s3vol_plugin.base import Usage
 
 HEAL_S = 15.0  # takes 60 ms; a subdirectory is looked up in the volume, which may have to wait for its endpoint
+ANSWER_S = 2.0  # a dead mount answers at once
 _PROC = Path("/proc")
 
 
@@ -90,6 +93,28 @@ def read_namespaces() -> list[Namespace]:
     return list(found.values())
 
 
+class _Question(threading.Thread):
+    """Asks a mount whether its process is there. A thread, which is left behind when nobody answers."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(daemon=True)
+        self._path = path
+        self._dead = False
+        self.start()
+
+    def run(self) -> None:
+        """Ask; statfs(2) is never answered from the kernel's memory."""
+        try:
+            os.statvfs(self._path)
+        except OSError as error:
+            self._dead = error.errno in mounts.DEAD
+
+    def says_dead(self, end_s: float) -> bool:
+        """True when it has said so until then (monotonic time)."""
+        self.join(max(end_s - time.monotonic(), 0.0))
+        return self._dead
+
+
 class LinuxKernel:
     """base.Kernel on the running kernel."""
 
@@ -98,8 +123,14 @@ class LinuxKernel:
         return find_usages(read_namespaces(), lambda mount: mount.device == device, besides=besides)
 
     def dead(self, name: str, *, living: str) -> Sequence[Usage]:
-        """Where file systems called `name` are mounted that are not the device `living`: what crashes have left."""
-        return find_usages(read_namespaces(), lambda mount: mount.source == name and mount.device != living)
+        """Where dead file systems called `name` are mounted, other than the device `living`: what crashes have left.
+
+        Each place is asked, in parallel, for ANSWER_S: another driver on this machine may have a volume of that name.
+        """
+        found = find_usages(read_namespaces(), lambda mount: mount.source == name and mount.device != living)
+        answers = {usage: _Question(f"/proc/{usage.pid}/root{usage.mountpoint}") for usage in found}
+        end = time.monotonic() + ANSWER_S
+        return [usage for usage, question in answers.items() if question.says_dead(end)]
 
     def heal(self, usage: Usage, mountpoint: str) -> None:
         """Put the live mount at `mountpoint` in the place of a dead one in another namespace.

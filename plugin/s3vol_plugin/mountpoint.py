@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +29,6 @@ from s3vol.errors import S3volError
 ANSWER_S = 2.0  # the root answers from memory; a cold one took 20 ms on a loaded machine
 _ROOT_INO = 1  # FUSE_ROOT_ID; a directory of a disk's file system never has it below its own root
 _LAYERS_MAX = 64  # mounts on one path, each left by a crash
-_DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 
 
 class Answer(enum.Enum):
@@ -103,4 +101,4 @@ def _ask(path: Path) -> Answer:
         os.statvfs(path)  # always asks the process, where attributes come from the kernel's memory for a second
         return Answer.ALIVE if os.stat(path).st_ino == _ROOT_INO else Answer.SILENT
     except OSError as error:
-        return Answer.DEAD if error.errno in _DEAD else Answer.SILENT
+        return Answer.DEAD if error.errno in mounts.DEAD else Answer.SILENT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -244,6 +245,27 @@ async def test_where_the_kernel_cannot_mount_beneath_the_clone_goes_on_top(rig: 
         assert LinuxKernel().usages(device, besides=str(point)) == []
         await crash_and_heal(rig, volume)
         assert container.shell(f"cat {target}/f") == "x"
+
+
+@kernel_test
+async def test_a_living_mount_of_the_same_name_of_another_driver_is_never_touched(rig: Rig, tmp_path: Path) -> None:
+    with rig_in(tmp_path / "other") as other:
+        ours, theirs = rig.volume(), other.volume()
+        await rig.start(ours)
+        await other.start(theirs)
+        (other.point(theirs) / "f").write_text("theirs")
+        living = rig.workers.get(ours.uuid)
+        assert living is not None
+        with Container(Bind(other.point(theirs), target := rig.folder / "c")) as container:
+            before = container.table
+            here = {container.pid, os.getpid()}
+            assert not [u for u in LinuxKernel().dead("s3vol:web", living=living.device) if u.pid in here]
+            with pytest.raises(S3volError, match="alive"):
+                LinuxKernel().heal(Usage(container.pid, str(target), "/", False), str(rig.point(ours)))
+            assert (container.table, container.shell(f"cat {target}/f")) == (before, "theirs")
+            await other.crash(theirs)
+            found = LinuxKernel().dead("s3vol:web", living=living.device)
+            assert str(target) in [usage.mountpoint for usage in found]
 
 
 @kernel_test
