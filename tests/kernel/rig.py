@@ -36,6 +36,19 @@ class Bucket:
             found += [row["Key"] for row in page.get("Contents", []) if not row["Key"].startswith(".s3vol/")]
         return found
 
+    def link(self, key: str) -> str:
+        """The body of the hard link that has a name here; empty for an ordinary object."""
+        link_id = self.client.head_object(Bucket=self.name, Key=key)["Metadata"].get("s3vol-link")
+        return f".s3vol/links/{link_id}" if link_id else ""
+
+    def bodies(self) -> list[str]:
+        """All bodies of hard links; each has a record beside it."""
+        page = self.client.list_objects_v2(Bucket=self.name, Prefix=".s3vol/links/")
+        keys = {row["Key"] for row in page.get("Contents", [])}
+        bodies = [key for key in keys if not key.endswith(".names")]
+        assert keys == {*bodies, *(f"{key}.names" for key in bodies)}
+        return bodies
+
     def read(self, key: str) -> bytes:
         """The whole body."""
         return self.client.get_object(Bucket=self.name, Key=key)["Body"].read()

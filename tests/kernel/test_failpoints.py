@@ -55,6 +55,10 @@ class Ledger:
         }
         self._do(lambda: os.rename(self._root / old, self._root / new), after)
 
+    def link(self, old: str, new: str) -> None:
+        """Another name for a file."""
+        self._do(lambda: os.link(self._root / old, self._root / new), {**self.sure, new: self.sure[old]})
+
     def unlink(self, name: str) -> None:
         """Remove a file."""
         after = {other: body for other, body in self.sure.items() if other != name}
@@ -79,6 +83,12 @@ def _work(root: Path, ledger: Ledger) -> None:
     ledger.rename("d/f0", "d/g0")
     ledger.rename("d", "e")
     ledger.unlink("e/f1")
+    ledger.write("h", b"several names" * 500)
+    ledger.link("h", "h2")
+    ledger.link("h", "e/h3")
+    ledger.rename("h2", "h4")
+    for name in ("h", "h4", "e/h3"):
+        ledger.unlink(name)
     ledger.write("big2", BIG[::-1])
     (root / "big").read_bytes()
     ledger.write("last", b"last")
@@ -108,8 +118,9 @@ def test_a_kill_at_this_point_loses_nothing_that_was_acknowledged(
         assert body in (ledger.sure.get(name), ledger.perhaps.get(name)) or _unfinished(name, ledger), name
     second.flush()
     assert second.status()["dirty_files"] == 0
-    in_bucket = {key: bucket.read(key) for key in bucket.all_keys() if not key.endswith("/")}
-    assert in_bucket == shown
+    links = {key: bucket.link(key) for key in bucket.all_keys() if not key.endswith("/")}
+    assert {key: bucket.read(body or key) for key, body in links.items()} == shown
+    assert set(bucket.bodies()) == {body for body in links.values() if body}
     assert [upload for name in ("big", "big2") for upload in bucket.uploads(name)] == []
 
 
