@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.minio]
 
 HERE = Path(__file__).parent
 KNOWN = HERE / "pjdfstest_known_failures.txt"
-EXECUTED_AT_LEAST = 383  # of 398, as many as on ext4
+EXECUTED_AT_LEAST = 382  # of 398; ext4 runs 383: link_count_max asks for a limit that the kernel does not know of FUSE
 
 CONFIG = """\
 [features]
