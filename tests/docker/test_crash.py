@@ -15,10 +15,11 @@ from tests.support.minio import wait_for
 pytestmark = [pytest.mark.docker, pytest.mark.minio, pytest.mark.kernel]
 
 HEAL_S = 30.0
-# Writes files, and writes down on the container's own disk which ones were acknowledged.
+# Writes files, and writes down on the container's own disk which ones were acknowledged: by dd, which looks at what
+# close() says; a shell's redirection does not.
 WRITER = """
 i=0; while [ ! -e /tmp/stop ]; do
-  i=$((i+1)); if echo $i > /d/file-$i; then echo $i >> /tmp/acknowledged; else sleep 0.1; fi
+  i=$((i+1)); if echo $i | dd of=/d/file-$i; then echo $i >> /tmp/acknowledged; else sleep 0.1; fi
 done 2>/dev/null
 touch /tmp/stopped; sleep 1d
 """
