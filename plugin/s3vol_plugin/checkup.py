@@ -20,12 +20,11 @@ from typing import Any
 from s3vol.errors import S3volError
 from s3vol_plugin.base import Usage
 from s3vol_plugin.docker_api import Container, Docker, DockerVolume, request
-from s3vol_plugin.invocation import label
+from s3vol_plugin.invocation import LABEL
 from s3vol_plugin.kernel import Namespace, find_usages, read_namespaces
 from s3vol_plugin.settings import Settings
 
 DRIVER = "s3vol"
-VOLUME_LABEL = label("")  # what the mount tables call a volume, before its name
 SKEW_MAX_S = 60.0  # S3 refuses at 900 s; leases between nodes and tombstones are counted in minutes
 _ANSWER_S = 5.0  # the driver answers these from memory, within 0.2 s
 _STAT_S = 2.0
@@ -116,7 +115,7 @@ def _call(socket: Path, verb: str, body: Mapping[str, Any]) -> Mapping[str, Any]
 
 def dead_mounts(namespaces: Iterable[Namespace]) -> list[Usage]:
     """Mounts of volumes, here and in containers, whose process is gone, or does not answer within 2 s."""
-    found = find_usages(namespaces, lambda mount: mount.source.startswith(VOLUME_LABEL))
+    found = find_usages(namespaces, lambda mount: mount.source.startswith(LABEL))
     return [usage for usage in found if not _answers(f"/proc/{usage.pid}/root{usage.mountpoint}")]
 
 

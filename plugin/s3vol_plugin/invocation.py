@@ -11,6 +11,7 @@ by all nodes, by its record and the node's defaults. `/etc/s3vol/config.toml` is
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,13 +23,21 @@ from s3vol_plugin import credentials as named
 from s3vol_plugin.settings import Settings
 from s3vol_plugin.volume import Volume
 
+LABEL = "s3vol:"
+"""What every name that `label` gives begins with."""
+
 _KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE")
 _PASSED_ON = ("S3VOL_CONFIG", "S3VOL_FAILPOINT")
 
 
-def label(name: str) -> str:
-    """What mount tables call the file system of a volume, in every namespace and after the death of its process."""
-    return f"s3vol:{name}"
+def label(settings: Settings, volume: Volume) -> str:
+    """What mount tables call the file system of a volume, in every namespace and after the death of its process.
+
+    `s3vol:NAME@HASH`: the name for people; the hash is of this volume on this node, because another node may run on the
+    same machine, and another volume may have had the name.
+    """
+    whose = f"{volume.uuid} {settings.node} {settings.state_directory}"
+    return f"{LABEL}{volume.name}@{hashlib.blake2b(whose.encode(), digest_size=4).hexdigest()}"
 
 
 def arguments(settings: Settings, volume: Volume, *, root: bool) -> list[str]:
@@ -40,7 +49,7 @@ def arguments(settings: Settings, volume: Volume, *, root: bool) -> list[str]:
     values |= {
         "cache-dir": str(settings.cache_directory / volume.uuid),
         "log-file": str(log_file(settings, volume.uuid)),
-        "fsname": label(volume.name),
+        "fsname": label(settings, volume),
     }
     if root:
         values["allow-other"] = "yes"

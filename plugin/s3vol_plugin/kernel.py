@@ -4,7 +4,8 @@ Theory of operation. dockerd's references leak (a crash of dockerd, a Mount that
 unmounted or kept on their word. A container that has a volume has it in its mount namespace, and every process shows
 the table of its own: /proc/PID/mountinfo, read once for each namespace and root directory. A file system is known by
 its device, which is its own for as long as anybody has it mounted, dead or alive; when nobody has, the number is given
-to the next one. So a dead one is recognised by the name that the driver has given it, `s3vol:NAME`, and by being dead.
+to the next one. So a dead one is recognised by the name that the driver has given it (`invocation.label`), and by being
+dead.
 
 What does not count as use: our own mount point; a copy of it in a namespace that was split off from ours and follows
 what is unmounted in ours (systemd gives many services one); a dead mount that is covered by the living one of its
@@ -125,7 +126,7 @@ class LinuxKernel:
     def dead(self, name: str, *, living: str) -> Sequence[Usage]:
         """Where dead file systems called `name` are mounted, other than the device `living`: what crashes have left.
 
-        Each place is asked, in parallel, for ANSWER_S: another driver on this machine may have a volume of that name.
+        Each place is asked, in parallel, for ANSWER_S.
         """
         found = find_usages(read_namespaces(), lambda mount: mount.source == name and mount.device != living)
         answers = {usage: _Question(f"/proc/{usage.pid}/root{usage.mountpoint}") for usage in found}

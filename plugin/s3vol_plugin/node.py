@@ -103,12 +103,8 @@ class Node:
         return found
 
     async def _dead(self, volume: Volume, *, living: str) -> Sequence[Usage]:
-        """Where dead mounts of the volume are. They are known by name: while another volume of this name is served
-        here (removed elsewhere and made anew), nobody can tell whose they are, and none is touched."""
-        others = [record.volume.uuid for record in self.state.named(volume.name) if record.volume.uuid != volume.uuid]
-        if any(self.workers.get(other) is not None for other in others):
-            return ()
-        name, own = label(volume.name), str(self.settings.mountpoint(volume.uuid))
+        """Where dead mounts of the volume are, by what this node calls it."""
+        name, own = label(self.settings, volume), str(self.settings.mountpoint(volume.uuid))
         found = await trio.to_thread.run_sync(lambda: self.kernel.dead(name, living=living))
         return [usage for usage in found if usage.mountpoint != own]
 

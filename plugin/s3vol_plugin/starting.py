@@ -116,7 +116,7 @@ class Starting:
         answer = await mountpoint.examine(point)
         if record is None or not record.alive or mount is None:
             raise S3volError(f"volume {volume.name}: its mount process ended at once; {self._log_hint(volume)}")
-        if mount.source != label(volume.name) or answer is not Answer.ALIVE:
+        if mount.source != label(self._settings, volume) or answer is not Answer.ALIVE:
             raise S3volError(
                 f"volume {volume.name}: {point} does not answer ({answer.value}); {self._log_hint(volume)}"
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,9 @@ from s3vol.mounts import parse_table
 from s3vol_plugin import heal
 from s3vol_plugin.base import Usage
 from s3vol_plugin.heal import make_plan
+from s3vol_plugin.invocation import label
 from s3vol_plugin.kernel import LinuxKernel
+from s3vol_plugin.process import mounting
 from s3vol_plugin.volume import Volume
 from tests.plugin.containers import Bind, Container
 from tests.plugin.rig import DRAIN_S, Rig, command, rig_in, until
@@ -99,14 +100,15 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 async def crash_and_heal(rig: Rig, volume: Volume) -> list[Usage]:
     """SIGKILL of the mount process, a new one, and its mount put into every place that has the dead one."""
-    device = await rig.crash(volume)
+    await rig.crash(volume)
     await rig.start(volume)
-    kernel = LinuxKernel()
-    usages = list(kernel.usages(device, besides=str(rig.point(volume))))
-    for usage in usages:
-        await trio.to_thread.run_sync(kernel.heal, usage, str(rig.point(volume)))
-    assert kernel.usages(device, besides=str(rig.point(volume))) == []
-    return usages
+    worker, kernel, name = rig.workers.get(volume.uuid), LinuxKernel(), label(rig.settings, volume)
+    assert worker is not None
+    dead = list(kernel.dead(name, living=worker.device))
+    for usage in dead:
+        await trio.to_thread.run_sync(kernel.heal, usage, worker.mountpoint)
+    assert kernel.dead(name, living=worker.device) == []
+    return dead
 
 
 kernel_test = pytest.mark.kernel
@@ -248,24 +250,38 @@ async def test_where_the_kernel_cannot_mount_beneath_the_clone_goes_on_top(rig: 
 
 
 @kernel_test
-async def test_a_living_mount_of_the_same_name_of_another_driver_is_never_touched(rig: Rig, tmp_path: Path) -> None:
+async def test_another_driver_s_volume_of_the_same_name_is_not_ours_dead_or_alive(rig: Rig, tmp_path: Path) -> None:
     with rig_in(tmp_path / "other") as other:
-        ours, theirs = rig.volume(), other.volume()
+        ours, theirs, target = rig.volume(), other.volume(), rig.folder / "c"
         await rig.start(ours)
         await other.start(theirs)
-        (other.point(theirs) / "f").write_text("theirs")
-        living = rig.workers.get(ours.uuid)
-        assert living is not None
-        with Container(Bind(other.point(theirs), target := rig.folder / "c")) as container:
-            before = container.table
-            here = {container.pid, os.getpid()}
-            assert not [u for u in LinuxKernel().dead("s3vol:web", living=living.device) if u.pid in here]
-            with pytest.raises(S3volError, match="alive"):
-                LinuxKernel().heal(Usage(container.pid, str(target), "/", False), str(rig.point(ours)))
-            assert (container.table, container.shell(f"cat {target}/f")) == (before, "theirs")
-            await other.crash(theirs)
-            found = LinuxKernel().dead("s3vol:web", living=living.device)
-            assert str(target) in [usage.mountpoint for usage in found]
+        with Container(Bind(other.point(theirs), target)) as container:
+            for _ in range(2):
+                assert LinuxKernel().dead(label(rig.settings, ours), living="") == []
+                with pytest.raises(S3volError, match="no longer mounted there"):
+                    LinuxKernel().heal(Usage(container.pid, str(target), "/", False), str(rig.point(ours)))
+                if other.workers.get(theirs.uuid) is not None:
+                    await other.crash(theirs)
+
+
+@kernel_test
+async def test_a_living_mount_is_never_replaced_whatever_it_is_called(rig: Rig, tmp_path: Path) -> None:
+    volume, second, target = rig.volume(), tmp_path / "second", tmp_path / "c"
+    second.mkdir()
+    await rig.start(volume)
+    name = label(rig.settings, volume)
+    options = f"fsname={name},allow_other,cache-dir={tmp_path}/second-cache"
+    mount = ("env", f"S3VOL_RUNTIME_DIR={tmp_path}/second-run", sys.executable, "-m", "s3vol", "mount")
+    command(*mount, "-o", options, "memory:", second)
+    with Container(Bind(second, target)) as container:
+        command("umount", second)
+        container.shell(f"echo alive > {target}/f")
+        before = container.table
+        assert str(target) not in [usage.mountpoint for usage in LinuxKernel().dead(name, living="")]
+        with pytest.raises(S3volError, match="is alive"):
+            LinuxKernel().heal(Usage(container.pid, str(target), "/", False), str(rig.point(volume)))
+        assert (container.table, container.shell(f"cat {target}/f")) == (before, "alive\n")
+    await until(lambda: not mounting(second), "the end of the second mount")
 
 
 @kernel_test

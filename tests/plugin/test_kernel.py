@@ -10,6 +10,7 @@ import pytest
 
 from s3vol.mounts import parse_table
 from s3vol_plugin.base import Usage
+from s3vol_plugin.invocation import label
 from s3vol_plugin.kernel import LinuxKernel, Namespace, find_usages, read_namespaces
 from tests.plugin.containers import Bind, Container
 from tests.plugin.rig import DRAIN_S, Rig, command, rig_in
@@ -92,11 +93,11 @@ async def test_the_running_kernel_is_read_alive_and_dead(rig: Rig) -> None:
             Usage(container.pid, str(rig.folder / "d"), "/sub dir", True),
         ]
         assert kernel.usages(worker.device, besides=besides) == expected
-        assert kernel.dead("s3vol:web", living=worker.device) == []
+        assert kernel.dead(label(rig.settings, volume), living=worker.device) == []
         device = await rig.crash(volume)
         await rig.workers.adopt()
         assert kernel.usages(device, besides=besides) == expected
-        assert kernel.dead("s3vol:web", living="") == expected
+        assert kernel.dead(label(rig.settings, volume), living="") == expected
     assert kernel.usages(device, besides=besides) == []
 
 

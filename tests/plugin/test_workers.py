@@ -17,6 +17,7 @@ from s3vol.control import Client
 from s3vol.errors import S3volError, UsageError
 from s3vol_plugin import mountpoint
 from s3vol_plugin.base import Left
+from s3vol_plugin.invocation import label
 from s3vol_plugin.process import Process, mounting
 from tests.plugin.containers import Bind, Container, ended
 from tests.plugin.rig import (
@@ -51,7 +52,7 @@ async def test_a_volume_is_mounted_served_and_unmounted_and_leaves_no_trace(rig:
     assert worker is not None
     mount = mounts.find_mount(str(rig.point(volume)))
     assert mount is not None
-    assert (mount.type, mount.source, mount.device) == ("fuse.s3vol", "s3vol:web", worker.device)
+    assert (mount.type, mount.source, mount.device) == ("fuse.s3vol", label(rig.settings, volume), worker.device)
     assert {"nosuid", "nodev"} <= mount.flags
     (rig.point(volume) / "f").write_bytes(b"content")
     status = await rig.workers.status(volume.uuid)
