@@ -7,7 +7,7 @@ autojump clock.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import trio
 from s3vol.errors import S3volError, Unavailable, UsageError
 from s3vol_plugin.base import Holder, Left, Usage, Worker
 from s3vol_plugin.driver import Driver, Request
+from s3vol_plugin.invocation import label
 from s3vol_plugin.node import Node
 from s3vol_plugin.settings import Settings
 from s3vol_plugin.state import State
@@ -44,7 +45,7 @@ class FakeRegistry:
         self.silent = False
         self.refused = False
         self.asked: list[str] = []
-        self.on_remove = lambda volume: None
+        self.on_remove: Callable[[Volume], None] = lambda _: None
 
     def add(self, *volumes: Volume, known: bool = True) -> None:
         """Records in the bucket; `known`: in the copy too, which is true now."""
@@ -227,6 +228,10 @@ class Rig:
     def unuse(self, uuid: str) -> None:
         """All containers of a volume end."""
         self.kernel.live.pop(self.workers.running[uuid].device, None)
+
+    def leave_dead(self, volume: Volume, *usages: Usage) -> None:
+        """What a crash of a mount process leaves in containers."""
+        self.kernel.dead_ones[label(self.settings, volume)] = list(usages)
 
     def refs(self, uuid: str) -> Mapping[str, int]:
         """Counts in memory."""

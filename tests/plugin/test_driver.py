@@ -170,9 +170,7 @@ async def test_create_is_bounded_when_the_bucket_is_silent(tmp_path: Path, hurri
 # Mount and Unmount.
 
 
-async def test_a_mount_is_counted_on_disk_before_it_is_answered_and_given_back(
-    tmp_path: Path, hurried: object
-) -> None:
+async def test_a_mount_is_counted_on_disk_before_it_is_answered_and_given_back(tmp_path: Path, hurried: object) -> None:
     async with rig(tmp_path) as it:
         it.registry.add(WEB)
         assert await it.mount("web") == str(it.settings.mountpoint(WEB.uuid))
@@ -240,9 +238,7 @@ async def test_unmount_works_by_this_node_s_record_when_the_registry_has_another
         assert it.workers.running == {}
 
 
-async def test_unmount_is_answered_in_time_and_goes_on_until_all_is_published(
-    tmp_path: Path, hurried: object
-) -> None:
+async def test_unmount_is_answered_in_time_and_goes_on_until_all_is_published(tmp_path: Path, hurried: object) -> None:
     async with rig(tmp_path) as it:
         it.registry.add(WEB)
         await it.mount("web")
