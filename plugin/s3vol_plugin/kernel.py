@@ -7,9 +7,9 @@ its device, which is its own for as long as anybody has it mounted, dead or aliv
 to the next one. So a dead one is recognised by the name that the driver has given it (`invocation.label`), and by being
 dead.
 
-What does not count as use: our own mount point; a copy of it in a namespace that was split off from ours and follows
-what is unmounted in ours (systemd gives many services one); a dead mount that is covered by the living one of its
-volume.
+What does not count as use: our own mount point; a copy of it that follows what is unmounted in ours, be it in a
+namespace that was split off from ours (systemd gives many services one), or in the one that ours is propagated to (the
+host's, twice, for a managed plugin); a dead mount that is covered by the living one of its volume.
 
 Taking the tables apart is pure; `LinuxKernel` reads, and starts the healing of a mount in a process of its own
 (s3vol_plugin.heal).
@@ -52,23 +52,50 @@ class Namespace:
 def find_usages(namespaces: Iterable[Namespace], wanted: Callable[[Mount], bool], *, besides: str = "") -> list[Usage]:
     """Where our `wanted` mounts are seen, except at `besides` in our namespace and in copies that follow it."""
     views = list(namespaces)
-    followed = _peers_above(besides, next((view.table for view in views if view.own), ()))
+    ours = [place for view in views if view.own for place in _places(besides, view.table)]
     return [
         Usage(view.pid, mount.path, mount.root, read_only="ro" in mount.flags)
         for view in views
         for mount in view.table
         if mount.type == mounts.TYPE
         and wanted(mount)
-        and not (mount.path == besides and (view.own or followed & _peers_above(besides, view.table)))
+        and not (view.own and mount.path == besides)
+        and not _follows(mount, view.table, ours)
         and not _covered(mount, view.table)
     ]
 
 
-def _peers_above(path: str, table: Sequence[Mount]) -> frozenset[str]:
-    """Peer groups of the mount that `path` is mounted on: an unmount travels along those."""
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The directory that something is mounted on: where on which device, and the peer groups of the mount above.
+
+    An unmount at this directory travels along those groups to the same directory, whatever its path is elsewhere.
+    """
+
+    device: str
+    directory: str
+    peers: frozenset[str]
+
+
+def _places(path: str, table: Sequence[Mount]) -> list[_Place]:
     by_id = {mount.id: mount for mount in table}
-    above = (by_id[mount.parent].peers for mount in table if mount.path == path and mount.parent in by_id)
-    return frozenset().union(*above)
+    return [_place(mount, by_id[mount.parent]) for mount in table if mount.path == path and mount.parent in by_id]
+
+
+def _place(mount: Mount, above: Mount) -> _Place:
+    inside = os.path.relpath(mount.path, above.path)
+    return _Place(above.device, os.path.normpath(os.path.join(above.root, inside)), above.peers)
+
+
+def _follows(mount: Mount, table: Sequence[Mount], ours: Sequence[_Place]) -> bool:
+    """True for what is unmounted together with ours."""
+    above = next((other for other in table if other.id == mount.parent), None)
+    if above is None:
+        return False
+    place = _place(mount, above)
+    return any(
+        (place.device, place.directory) == (our.device, our.directory) and place.peers & our.peers for our in ours
+    )
 
 
 def _covered(mount: Mount, table: Sequence[Mount]) -> bool:
