@@ -3,13 +3,13 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format bench soak plugin clean
+.PHONY: help demo test test-docker check lint format bench soak plugin clean
 
 ARGS ?=
 BIN := .venv/bin
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## mount a directory as a bucket, write and read through the kernel, show the plain objects
 	@tools/bootstrap run
@@ -17,7 +17,11 @@ demo: ## mount a directory as a bucket, write and read through the kernel, show 
 
 test: ## the whole suite: unit, real MinIO, kernel mounts, public POSIX suites
 	@tools/bootstrap test
-	@tools/test -m "not soak" --durations=15 $(ARGS)
+	@tools/test -m "not soak and not docker" --durations=15 $(ARGS)
+
+test-docker: ## the volume driver on real dockerds, alone and as a swarm, in namespaces of their own
+	@tools/bootstrap test
+	@tools/test -m "docker and not soak" --durations=15 $(ARGS)
 
 check: lint ## lint, types, layers, docs and the tests that need neither a server nor the kernel
 	@tools/test -m "not soak and not minio and not kernel and not docker" -q $(ARGS)
