@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from s3vol.errors import MetadataTooLarge, NameTooLong, Rejected
-from s3vol.types import NONCE, ObjectInfo
+from s3vol.types import NONCE, ObjectInfo, Version
 
 RESERVED = ".s3vol/"
 """Ours, and invisible in a mount."""
@@ -54,6 +54,9 @@ LINK_PATH = "s3vol-link-path"
 """Metadata name of a body: the URL-encoded path by which it was changed last, when it fits. For people, and for the
 place of a conflict copy; names may have moved since."""
 
+LINK_FROM = "s3vol-link-from"
+"""Metadata name of a body that has not changed since it was moved: ETag and nonce that the object had at its name."""
+
 LINK_COUNT = "s3vol-link-count"
 """Metadata name of a link's record: how many names there are."""
 
@@ -66,6 +69,7 @@ LINKS = ".s3vol/links/"
 _RECORD_ENDING = ".names"
 
 _NS = 1_000_000_000
+_NONCE_RESERVE_BYTES = 80  # header name and value of the nonce that a publish adds
 _LINK_PATH_MAX_BYTES = 512  # leaves three quarters of the metadata to attributes
 _LINK_ID = re.compile(r"[0-9a-f]{16}")
 _FILE_TYPES = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK}
@@ -200,7 +204,18 @@ def link_of(info: ObjectInfo) -> Link | None:
 
 def without_link(meta: Mapping[str, str]) -> dict[str, str]:
     """Metadata of a file without the headers of a stub, and of a body."""
-    return {name: value for name, value in meta.items() if name not in (LINK, LINK_NAME, LINK_PATH)}
+    return {name: value for name, value in meta.items() if name not in (LINK, LINK_NAME, LINK_PATH, LINK_FROM)}
+
+
+def with_origin(meta: Mapping[str, str], version: Version) -> dict[str, str]:
+    """Metadata of a body that is a copy of this version; without the origin when the headers are full."""
+    more = {**meta, LINK_FROM: f"{version.etag} {version.nonce}"}
+    return more if metadata_bytes(more) + _NONCE_RESERVE_BYTES <= METADATA_MAX_BYTES else dict(meta)
+
+
+def is_body_of(info: ObjectInfo, version: Version) -> bool:
+    """True when this body has the content and the attributes of that version of a file that became a link."""
+    return (info.metadata or {}).get(LINK_FROM) == f"{version.etag} {version.nonce}"
 
 
 def with_path(meta: Mapping[str, str], path: str) -> dict[str, str]:
@@ -355,7 +370,7 @@ def metadata_bytes(meta: Mapping[str, str]) -> int:
     return sum(len(META_PREFIX) + len(name.encode()) + len(value.encode()) for name, value in meta.items())
 
 
-def check_metadata(meta: Mapping[str, str], *, reserve_bytes: int = 80) -> None:
+def check_metadata(meta: Mapping[str, str], *, reserve_bytes: int = _NONCE_RESERVE_BYTES) -> None:
     """Raise MetadataTooLarge when `meta` and a nonce of up to `reserve_bytes` do not fit into the 2,048 bytes."""
     size = metadata_bytes(meta)
     if size + reserve_bytes > METADATA_MAX_BYTES:

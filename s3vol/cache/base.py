@@ -177,7 +177,8 @@ class ContentCache(Protocol):
     async def publish(self, content: Content) -> Version:
         """Return when bytes and metadata as of this call are in the bucket; returns the version there.
 
-        Does nothing for a CLEAN content. Raises Conflict after the conflict copy is in the bucket; Unavailable after
+        Does nothing for a CLEAN content. A file of which another node has made a hard link is followed: `key` is its
+        body's afterwards. Raises Conflict after the conflict copy is in the bucket; Unavailable after
         `timeout_s`, the content stays DIRTY, journaled, and is retried in the background.
         """
         ...

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 
 import trio
 
+from s3vol import layout
 from s3vol.cache import records
 from s3vol.cache.base import CacheSettings, State
 from s3vol.cache.budget import ByteBudget
@@ -213,8 +214,27 @@ class Publisher:
             case Applied():
                 self._adopt(content, verdict, info)
             case Foreign() if content.state is not State.DISCARDED:
-                await self._keeper.keep(content)
+                if not await self._follow(content, info):
+                    await self._keeper.keep(content)
         return False
+
+    async def _follow(self, content: CachedContent, info: ObjectInfo | None) -> bool:
+        """True when another node has made a hard link of the file: what is to be replaced is its body by now."""
+        link = layout.link_of(info) if info is not None else None
+        if link is None or content.base is None:
+            return False
+        await self._sender.drop_stream(content)  # an upload belongs to its key
+        body = await self._guard.head(link.key)
+        if body is None or not layout.is_body_of(body, content.base) or self._is_dirty(link.key):
+            return False
+        # No await since the look at what is pending there.
+        content.key = link.key
+        content.rebase(body.version)
+        self._moved(content)
+        return True
+
+    def _is_dirty(self, key: str) -> bool:
+        return any(content.key == key for content in self._ledger.dirty)
 
     def _adopt(self, content: CachedContent, verdict: Applied, info: ObjectInfo | None) -> None:
         """The object is one of our own attempts, whose reply was lost. No await."""

@@ -175,6 +175,25 @@ class Coherence:
             mount.say(Invalidation(parent.ino, layout.name_of(inode.key).encode()))
         mount.inodes.unname(inode)
 
+    async def follow(self, content: Content) -> bool:
+        """True when the object that a handle reads has become the body of a hard link: it reads on from there.
+
+        The caller holds a claim on the inode.
+        """
+        cache, key = self._mount.cache, content.key
+        await cache.publish(content)  # one that has changes is followed by its publisher
+        if content.key != key:
+            return True
+        info = await self._objects.head(key)
+        link = layout.link_of(info) if info is not None else None
+        body = await self._links.look(link.id, now=True) if link is not None else None
+        if body is None or content.state is not State.CLEAN or content.base is None or content.key != key:
+            return content.key != key
+        if not layout.is_body_of(body.info, content.base):
+            return False
+        cache.rekey(content, body.info)
+        return True
+
     # Local changes on their way to the bucket
 
     def push(self, inode: Inode, content: Content) -> None:

@@ -8,6 +8,7 @@ copy would change), a new ctime and a new nonce.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from s3vol import layout
@@ -28,13 +29,20 @@ class Copier:
         self._objects = objects
 
     async def copy(
-        self, source: ObjectInfo, target: str, condition: Condition, *, body: Buffer | None = None, nonce: str = ""
+        self,
+        source: ObjectInfo,
+        target: str,
+        condition: Condition,
+        *,
+        body: Buffer | None = None,
+        nonce: str = "",
+        metadata: Mapping[str, str] | None = None,
     ) -> ObjectInfo:
         """Copy exactly this version. PreconditionFailed or NotFound: source or target is another by now.
 
-        `body`: the bytes, when they are at hand.
+        `body`: the bytes, when they are at hand. `metadata`: other headers than those of `metadata(source)`.
         """
-        metadata = self.metadata(source)
+        metadata = self.metadata(source) if metadata is None else dict(metadata)
         if source.size > SMALL_BYTES:
             return await self._objects.copy(source, target, metadata, condition, nonce)
         if body is None:

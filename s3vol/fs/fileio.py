@@ -76,7 +76,7 @@ class FileIO:
                 return await self._mount.cache.read(handle.content, offset, length)
             except (PreconditionFailed, NotFound) as error:
                 async with HoldInode(self._mount, handle.inode):  # a rename on this node is over now
-                    if handle.content.key == key:
+                    if handle.content.key == key and not await self._coherence.follow(handle.content):
                         raise PosixError(errno.ESTALE, key) from error
 
     async def write(self, fh: Fh, offset: int, data: Buffer) -> int:

@@ -201,10 +201,11 @@ class Linking:
         """The body, over an older copy of ours; None: the source is another by now."""
         payload = body if isinstance(body, bytes | bytearray | memoryview) else None
         condition = ABSENT if older is None else matches(older.etag)
+        metadata = layout.with_origin(self._copier.metadata(source), source.version)
         made: list[ObjectInfo] = []
 
         async def work() -> None:
-            made.append(await self._copier.copy(source, link.key, condition, body=payload))
+            made.append(await self._copier.copy(source, link.key, condition, body=payload, metadata=metadata))
 
         async def beat() -> None:
             while True:

@@ -154,7 +154,7 @@ def test_the_semantics_list_every_kind_of_error_with_its_errno() -> None:
 
 def test_the_format_names_what_the_code_writes() -> None:
     text = read("docs/format.md")
-    names = [types.NONCE, layout.TOMBSTONE, layout.LINK, layout.LINK_NAME, layout.LINK_PATH]
+    names = [types.NONCE, layout.TOMBSTONE, layout.LINK, layout.LINK_NAME, layout.LINK_PATH, layout.LINK_FROM]
     names += [layout.LINK_COUNT, layout.LINK_BUSY]
     missing = [name for name in names if f"`{layout.META_PREFIX}{name}`" not in text]
     limits = [layout.NAME_MAX_BYTES, layout.KEY_MAX_BYTES, layout.METADATA_MAX_BYTES]

@@ -15,7 +15,7 @@ import trio
 
 from s3vol.cache.base import CacheStatus, Content, State
 from s3vol.errors import Conflict, NotFound, PosixError, PreconditionFailed
-from s3vol.layout import conflict_key, visible_key, without_link
+from s3vol.layout import conflict_key, is_body_of, link_of, visible_key, without_link
 from s3vol.store.base import ABSENT, FILE_TYPE, Buffer, Store, matches
 from s3vol.types import NONCE, ObjectInfo, Version
 
@@ -159,6 +159,8 @@ class MemoryCache:
         try:
             await self._load(content)
         except (PreconditionFailed, NotFound):
+            if await self._follow(content):
+                return await self._publish(content)
             raise await self._lose(content, b"") from None
         assert content.body is not None
         body, metadata = bytes(content.body), content.metadata
@@ -169,6 +171,8 @@ class MemoryCache:
                 content.key, body, metadata=sent, content_type=content.content_type or FILE_TYPE, condition=condition
             )
         except (PreconditionFailed, NotFound):
+            if await self._follow(content):
+                return await self._publish(content)
             raise await self._lose(content, body) from None
         content.base = Version(etag, sent[NONCE])
         if bytes(content.body) == body and content.metadata == metadata:
@@ -178,6 +182,20 @@ class MemoryCache:
             if content.refs:
                 self._clean[content.key, content.base] = content
         return content.base
+
+    async def _follow(self, content: MemoryContent) -> bool:
+        """To the body of a hard link that another node has made of the file."""
+        try:
+            link = link_of(await self._store.head(content.key))
+            body = await self._store.head(link.key) if link is not None else None
+        except NotFound:
+            return False
+        if body is None or content.base is None or not is_body_of(body, content.base) or body.key in self._dirty:
+            return False
+        del self._dirty[content.key]
+        content.key, content.base = body.key, body.version
+        self._dirty[content.key] = content
+        return True
 
     async def move(self, content: Content, key: str, base: Version | None) -> None:
         content = _own(content)
