@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from waitress import wasyncore
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
 from waitress.server import UnixWSGIServer
@@ -120,12 +119,16 @@ class Server:
         self._threads.shutdown(timeout=_FAREWELL_S)
         self._trigger.pull_trigger(self._close)
         self._thread.join(_FAREWELL_S)
+        self._trigger.close()
 
     def _deafen(self) -> None:
         self._server.accepting = False
 
     def _close(self) -> None:
-        wasyncore.close_all(self._map, ignore_all=True)
+        """In the reading thread. The trigger stays open: whoever pulled it may not have returned yet."""
+        for item in [item for item in self._map.values() if item is not self._trigger]:
+            item.close()
+        self._map.clear()
 
 
 @contextlib.contextmanager

@@ -228,10 +228,12 @@ async def test_questions_are_answered_while_a_hundred_mounts_wait(tmp_path: Path
 
         await trio.to_thread.run_sync(begin)
         await until(lambda: len(it.it.workers.started) == 100, "all mounts are under way")
-        begin_s = time.monotonic()
-        assert await it.call("VolumeDriver.Get", {"Name": "web"})
-        took_s = time.monotonic() - begin_s
-        assert took_s < 0.2
+        took_s = []
+        for _ in range(10):  # the best of some: other tests may have the processor
+            begin_s = time.monotonic()
+            assert await it.call("VolumeDriver.Get", {"Name": "web"})
+            took_s.append(time.monotonic() - begin_s)
+        assert min(took_s) < 0.1
         for caller in callers:
             caller.close()
 
