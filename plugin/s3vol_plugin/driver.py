@@ -148,6 +148,8 @@ class Driver:
     async def _mount(self, request: Request, deadline_s: float) -> str:
         volume = self._node.names.known(request.name)
         for _ in range(_TRIES):
+            if not is_name(request.name):
+                raise NotFound("no such volume")  # what was asked for is not repeated: it may be anything
             volume = volume or await self._insist(request.name, deadline_s)
             if volume is None:
                 raise NotFound(f"no such volume; `docker volume create -d s3vol {request.name}` makes it")
