@@ -70,20 +70,20 @@ def test_containers_that_use_cached_data_go_on(site: Site, outage: str) -> None:
     site.docker.docker("run", "--rm", "-v", f"{name}:/d", BUSYBOX, "sh", "-c", "seq 100000 > /d/data")
     site.plugin.await_idle()
     site.docker.sleeper("reader", "-v", f"{name}:/d", command=("sleep", "1d"))
-    script = "exec 3< /d/data 4>> /d/log; md5sum <&3; sleep 4; echo during >&4; md5sum /proc/self/fd/3; echo after"
-    first = site.docker.sh("reader", "md5sum < /d/data").split()[0]
-    done: list[str] = []
-    worker = threading.Thread(target=lambda: done.append(site.docker.sh("reader", script)))
-    worker.start()
-    wait_for(
-        lambda: bool(site.docker.run("exec", "reader", "pgrep", "-x", "sleep").stdout), 10.0, "the files to be open"
+    script = (
+        "exec 3< /d/data 4>> /d/log 5< /d/data; md5sum <&3; touch /tmp/open;"
+        "while [ ! -e /tmp/go ]; do sleep 0.1; done; echo during >&4; md5sum <&5"
     )
+    done: list[str] = []
+    worker = threading.Thread(target=lambda: done.append(site.docker.run("exec", "reader", "sh", "-ec", script).stdout))
+    worker.start()
+    wait_for(lambda: site.docker.run("exec", "reader", "ls", "/tmp/open").returncode == 0, 20.0, "the files to be open")
     with down(site, outage):
-        worker.join(60.0)
-        assert not worker.is_alive()
-        assert done, "reading an open file and writing to one waited for the server"
-    assert done[0].splitlines()[0].split()[0] == first
-    assert done[0].splitlines()[-1] == "after"
+        site.docker.sh("reader", "touch /tmp/go")
+        worker.join(20.0)
+        assert not worker.is_alive(), "reading an open file and writing to one waited for the server"
+    first, second = done[0].splitlines()
+    assert first == second
     site.docker.remove_containers()
     site.await_unused(name)
     assert site.objects(name)["log"] == b"during\n"
