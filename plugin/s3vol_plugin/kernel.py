@@ -20,12 +20,14 @@ us.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ from pathlib import Path
 from s3vol import mounts
 from s3vol.errors import S3volError
 from s3vol.mounts import Mount
+from s3vol.runtime import process_started
 from s3vol_plugin.base import Usage
 
 HEAL_S = 15.0  # takes 60 ms; a subdirectory is looked up in the volume, which may have to wait for its endpoint
@@ -108,17 +111,31 @@ def _covered(mount: Mount, table: Sequence[Mount]) -> bool:
 def read_namespaces() -> list[Namespace]:
     """All mount namespaces that a process is in. Needs root; processes of others are left out for anybody else."""
     own = os.readlink(_PROC / "thread-self/ns/mnt")
-    found: dict[tuple[str, str], Namespace] = {}
-    for pid in sorted(int(name) for name in os.listdir(_PROC) if name.isdecimal()):
+    found = (_read(pids, own=own == namespace) for (namespace, _), pids in sorted(_views().items()))
+    return [view for view in found if view is not None]
+
+
+def _views() -> dict[tuple[str, str], list[int]]:
+    """The processes of each namespace and root directory, the oldest first: that is a container's own first process,
+    where others (`docker exec`, a health check) may be gone in the next moment.
+
+    A process below another root directory sees less of the same namespace.
+    """
+    found: defaultdict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    for pid in (int(name) for name in os.listdir(_PROC) if name.isdecimal()):
         process = _PROC / str(pid)
-        try:
-            # A process below another root directory sees less of the same namespace.
-            view = (os.readlink(process / "ns/mnt"), os.readlink(process / "root"))
-            if view not in found:
-                found[view] = Namespace(pid, view[0] == own, mounts.mount_table(pid))
-        except OSError:  # it has ended meanwhile, or is a zombie
-            continue
-    return list(found.values())
+        with contextlib.suppress(OSError):  # it has ended meanwhile, or is a zombie
+            view = os.readlink(process / "ns/mnt"), os.readlink(process / "root")
+            if started := process_started(pid):
+                found[view].append((started, pid))
+    return {view: [pid for _, pid in sorted(pids)] for view, pids in found.items()}
+
+
+def _read(pids: Sequence[int], *, own: bool) -> Namespace | None:
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            return Namespace(pid, own, mounts.mount_table(pid))
+    return None
 
 
 class _Question(threading.Thread):

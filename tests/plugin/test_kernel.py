@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,6 +117,17 @@ async def test_a_second_mount_in_our_own_namespace_is_seen(rig: Rig) -> None:
     finally:
         command("umount", second)
     await rig.workers.stop(volume, drain_s=DRAIN_S)
+
+
+@pytest.mark.kernel
+def test_a_namespace_is_seen_through_its_oldest_process(rig: Rig) -> None:
+    with Container() as container:
+        script = "for i in $(seq 400); do (sleep 0.05 &) ; done"  # come and go, with ids below and above its own
+        with subprocess.Popen(["nsenter", f"--mount=/proc/{container.pid}/ns/mnt", "bash", "-c", script]):
+            for _ in range(20):
+                own = os.readlink(f"/proc/{container.pid}/ns/mnt")
+                seen = {view.pid for view in read_namespaces() if os.readlink(f"/proc/{view.pid}/ns/mnt") == own}
+                assert seen == {container.pid}
 
 
 def test_each_namespace_is_read_once_and_ours_is_known() -> None:
