@@ -126,7 +126,9 @@ class Learned:
     def _prune(self) -> None:
         # Two for each that comes: what has expired is gone soon, and no insertion has to pay for a sweep.
         for _ in range(2):
-            key = next(iter(self._facts))
+            key = next(iter(self._facts), None)
+            if key is None:  # what has just come was too old itself: its answer took longer than it may be believed
+                return
             if len(self._facts) <= self._limit and self.fresh(self._facts[key].at_s):
                 return
             del self._facts[key]

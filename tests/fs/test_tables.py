@@ -212,3 +212,13 @@ def test_memory_of_what_was_learned_is_bounded() -> None:
             learned.put(f"f{number}", info(f"f{number}"), ask)
     assert len(learned) <= 100
     assert learned.get("f999") is not None
+
+
+def test_an_answer_that_took_longer_than_it_may_be_believed_is_not_kept() -> None:
+    clock = Clock()
+    learned = Learned(1.0, clock)
+    with learned.asking() as ask:
+        clock.now_s += 2
+        learned.put("a", None, ask)
+    assert learned.get("a") is None
+    assert len(learned) == 0
