@@ -5,7 +5,8 @@ Theory of operation. dockerd keeps a record of each volume that it has seen, and
 s each whenever dockerd starts without the driver, and volumes of these names cannot be made again (rexray#1357). But
 dockerd drops a record when the driver says that there is no such volume. So for a moment a driver answers in our place
 that knows none, and dockerd is asked about each. Nothing is asked of the registry, and no data is touched. Seen with
-dockerd 20.10: a volume takes 25 ms, no volume command waits for the driver afterwards, nor does the next start.
+dockerd 20.10: a volume takes 25 ms, and the next start of dockerd waits for nothing. Until then dockerd keeps the
+driver's address, and volume commands wait 15 s for it: nothing but a restart makes it forget that.
 
 Only for an uninstallation: the real driver must not run, and no container may refer to its volumes.
 """

@@ -100,7 +100,10 @@ def _uninstall(args: argparse.Namespace, root: Path) -> int:
         raise S3volError(f"dockerd still has records of {', '.join(left)}: restart dockerd, then try again")
     if names:
         print(f"dockerd has forgotten {len(names)} volumes; they and their data are as they were, on all other nodes")
-    print(f"{settings.state_directory}, {settings.cache_directory} and /etc/s3vol are left on this node")
+    print(
+        f"{settings.state_directory}, {settings.cache_directory} and /etc/s3vol are left on this node; until dockerd is "
+        "restarted it looks for the driver in vain, 15 s for each volume command"
+    )
     return 0
 
 
