@@ -209,8 +209,7 @@ def without_link(meta: Mapping[str, str]) -> dict[str, str]:
 
 def with_origin(meta: Mapping[str, str], version: Version) -> dict[str, str]:
     """Metadata of a body that is a copy of this version; without the origin when the headers are full."""
-    more = {**meta, LINK_FROM: f"{version.etag} {version.nonce}"}
-    return more if metadata_bytes(more) + _NONCE_RESERVE_BYTES <= METADATA_MAX_BYTES else dict(meta)
+    return _if_it_fits(meta, LINK_FROM, f"{version.etag} {version.nonce}")
 
 
 def is_body_of(info: ObjectInfo, version: Version) -> bool:
@@ -219,9 +218,14 @@ def is_body_of(info: ObjectInfo, version: Version) -> bool:
 
 
 def with_path(meta: Mapping[str, str], path: str) -> dict[str, str]:
-    """Metadata of a body with the path by which it is known; without it when that is long."""
+    """Metadata of a body with the path by which it is known; without it when that is long, or the headers are full."""
     text = urllib.parse.quote(path)
-    return {**meta, LINK_PATH: text} if 0 < len(text) <= _LINK_PATH_MAX_BYTES else dict(meta)
+    return _if_it_fits(meta, LINK_PATH, text) if 0 < len(text) <= _LINK_PATH_MAX_BYTES else dict(meta)
+
+
+def _if_it_fits(meta: Mapping[str, str], name: str, value: str) -> dict[str, str]:
+    more = {**meta, name: value}
+    return more if metadata_bytes(more) + _NONCE_RESERVE_BYTES <= METADATA_MAX_BYTES else dict(meta)
 
 
 def visible_key(key: str, meta: Mapping[str, str]) -> str:

@@ -213,10 +213,10 @@ class Coherence:
     def encode(self, inode: Inode, kept: Mapping[str, str]) -> dict[str, str]:
         """Metadata for the inode as it is now. Raises MetadataTooLarge."""
         kept = layout.without_link(layout.without_nonce(kept))
-        if inode.key is not None and layout.body_id(inode.key) is not None:
-            kept = layout.with_path(kept, inode.name)
         metadata = layout.encode_attr(inode.posix(), kept, with_atime=inode.atime_set)
         layout.check_metadata(metadata)
+        if inode.key is not None and layout.body_id(inode.key) is not None:
+            metadata = layout.with_path(metadata, inode.name)
         return metadata
 
     # Asking

@@ -167,6 +167,9 @@ class Links:
         try:
             yield
             done = True
+        except PosixError:  # a refusal, decided before anything was changed, or settled
+            done = True
+            raise
         finally:
             self._at_work[link_id] -= 1
             if not self._at_work[link_id]:

@@ -11,6 +11,7 @@ import trio.testing
 
 from s3vol import layout
 from s3vol.errors import S3volError
+from s3vol.types import MIB
 from tests.fs.rig import Foreign, Node, fails, stub
 
 
@@ -119,6 +120,21 @@ async def test_who_has_the_file_open_reads_and_writes_on_when_another_node_makes
     assert foreign.objects() == ["f", "g"]
     await b.close(reader.fh)
     assert (await b.stat("g")).nlink == 2
+
+
+async def test_a_large_file_is_followed_too(a: Node, b: Node) -> None:
+    body = os.urandom(20 * MIB)
+    await a.write("f", body)
+    writer = await b.open("f", os.O_RDWR)
+    await b.fs.write(writer.fh, 5 * MIB, b"changed by b")
+    await a.link("f", "g")
+    await b.close(writer.fh)
+    again = await a.open("g")
+    assert (
+        bytes(await a.fs.read(again.fh, 5 * MIB - 1, 14))
+        == body[5 * MIB - 1 : 5 * MIB] + b"changed by b" + body[5 * MIB + 12 : 5 * MIB + 13]
+    )
+    assert (await a.stat("f")).size == len(body)
 
 
 async def test_a_reader_follows_to_the_body_for_what_it_has_not_read_yet(a: Node, b: Node) -> None:

@@ -61,6 +61,14 @@ async def test_attributes_and_xattrs_are_of_the_file_and_not_of_the_name(a: Node
     assert await b.fs.getxattr(found.ino, b"user.x") == b"1"
 
 
+async def test_the_path_in_the_headers_gives_way_to_what_programs_set(a: Node, b: Node) -> None:
+    name = "n" * 250
+    await a.write("f", b"abc")
+    made = await a.link("f", name)
+    await a.fs.setxattr(made.ino, b"user.x", bytes(1000))
+    assert await b.fs.getxattr((await b.stat(name)).ino, b"user.x") == bytes(1000)
+
+
 async def test_other_tools_see_stubs_and_the_body_with_its_attributes(a: Node, foreign: Foreign) -> None:
     await a.write("f", b"abc")
     await a.link("f", "g")
