@@ -13,11 +13,9 @@ import email.utils
 import http.client
 import json
 import ssl
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import trio
@@ -80,9 +78,9 @@ def _unread(settings: Settings, error: S3volError) -> Registered:
 
 async def _read(settings: Settings) -> Registered:
     """The registry as it is now; nothing of it is kept. Raises S3volError."""
-    with tempfile.TemporaryDirectory(prefix="s3vol-doctor-") as folder, trio.move_on_after(_REGISTRY_S):
+    with trio.move_on_after(_REGISTRY_S):
         async with open_registry(settings) as store:
-            registry = BucketRegistry(store, settings.node, Path(folder) / "registry.json")
+            registry = BucketRegistry(store, settings.node, None)
             await registry.refresh()
             return Registered([volume.name for volume in registry.all()], [bad.error for bad in registry.damaged])
     raise S3volError(f"no answer within {_REGISTRY_S:g} s")
