@@ -101,8 +101,8 @@ def _uninstall(args: argparse.Namespace, root: Path) -> int:
     if names:
         print(f"dockerd has forgotten {len(names)} volumes; they and their data are as they were, on all other nodes")
     print(
-        f"{settings.state_directory}, {settings.cache_directory} and /etc/s3vol are left on this node; until dockerd is "
-        "restarted it looks for the driver in vain, 15 s for each volume command"
+        f"{settings.state_directory}, {settings.cache_directory} and /etc/s3vol are left on this node; until dockerd "
+        "is restarted it looks for the driver in vain, 15 s for each volume command"
     )
     return 0
 

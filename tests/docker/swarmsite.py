@@ -113,6 +113,13 @@ class SwarmSite(Swarm):
         keys = [key for key in self.bucket.all_keys(f"{volume}/") if not key.endswith("/") and "/.s3vol/" not in key]
         return {key.removeprefix(f"{volume}/"): self.bucket.read(key) for key in keys}
 
+    def read(self, volume: str, path: str) -> bytes | None:
+        """Content of one file of a volume in the bucket; None when it is not there."""
+        try:
+            return self.bucket.read(f"{volume}/{path}")
+        except self.bucket.client.exceptions.NoSuchKey:
+            return None
+
     def on_host_disk(self) -> list[str]:
         """What lies on any node's own disk below the volumes' mount points: has to be nothing."""
         return [f"{engine.node.name}: {path}" for engine in self.engines for path in on_host_disk(engine.node)]

@@ -185,6 +185,7 @@ def test_a_full_disk_refuses_a_mount_and_leaves_nothing(site: Site) -> None:
 def test_a_full_cache_disk_is_told_to_the_program_and_the_volume_goes_on(site: Site) -> None:
     name = site.create(None, "cache-free=4M", "cache-mode=writeback", "timeout=5s")
     cache = "/var/cache/s3vol/volumes"
+    site.node.check("mkdir", "-p", cache)
     site.node.check("mount", "-t", "tmpfs", "-o", "size=48M", "tmpfs", cache)
     try:
         site.docker.sleeper("user", "-v", f"{name}:/d")

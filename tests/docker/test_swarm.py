@@ -6,6 +6,8 @@ update of the constraint, by `service update --force`, by a kill, by the crash o
 
 from __future__ import annotations
 
+import json
+import sys
 import threading
 import time
 from itertools import pairwise
@@ -40,12 +42,13 @@ def fetch(engine: Engine, container: str, path: str) -> str:
     """What the web server of a container answers, asked from its own machine."""
     form = "{{.NetworkSettings.IPAddress}}"
     address = engine.docker("inspect", "--format", form, container)
-    return engine.node.check("busybox", "wget", "-q", "-O", "-", "-T", "10", f"http://{address}/{path}")
+    program = "import sys, urllib.request; print(end=urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())"
+    return engine.node.check(sys.executable, "-c", program, f"http://{address}/{path}")
 
 
 def count_of(swarm: SwarmSite, volume: str) -> int:
     """The counter of a KEEPER, as the bucket has it."""
-    return int(swarm.objects(volume).get("count", b"0"))
+    return int(swarm.read(volume, "count") or 0)
 
 
 def gapless(log: bytes) -> None:
@@ -102,13 +105,14 @@ def test_three_web_servers_show_what_one_of_them_wrote_and_a_dead_node_takes_not
 
 def test_a_monitoring_stack_keeps_its_volumes_over_rm_and_deploy_and_over_scale(swarm: SwarmSite) -> None:
     stack = fresh("mon")
+    keeper = KEEPER.replace("/data", "/var/lib/grafana").replace("$", "$$")
     compose = f"""
 version: "3.8"
 services:
   grafana:
     image: {BUSYBOX}
     user: "472:0"
-    command: ["sh", "-c", {KEEPER.replace("/data", "/var/lib/grafana")!r}]
+    command: ["sh", "-c", {json.dumps(keeper)}]
     volumes: ["grafana:/var/lib/grafana", "shared:/shared"]
   prometheus:
     image: {BUSYBOX}
@@ -119,7 +123,6 @@ volumes:
   grafana: {{driver: s3vol, driver_opts: {{uid: "472", gid: "0"}}}}
   shared: {{driver: s3vol, driver_opts: {{umask: "000"}}}}
 """
-    compose = compose.replace("$((", "$$((").replace("$(cat", "$$(cat").replace("$i", "$$i")
     path = swarm.folder / "stack.yml"
     path.write_text(compose)
     before = 0
@@ -203,11 +206,23 @@ def test_an_external_volume_is_found_on_a_node_that_never_saw_it(swarm: SwarmSit
     assert swarm.on_host_disk() == []
 
 
+def test_a_volume_that_was_made_elsewhere_this_very_moment_is_no_local_one_here(swarm: SwarmSite) -> None:
+    for here, there in ((swarm.manager, swarm.worker), (swarm.worker, swarm.manager)) * 3:
+        volume = fresh()
+        here.run("volume", "inspect", volume)  # asked for before it is made: both have just learned that there is none
+        there.run("volume", "inspect", volume)
+        there.docker("volume", "create", "-d", "s3vol", volume)
+        here.docker("run", "--rm", "-v", f"{volume}:/d", BUSYBOX, "sh", "-c", "echo here > /d/made")
+        assert here.inspect("volume", volume)["Driver"] == "s3vol"
+        assert swarm.read(volume, "made") == b"here\n"
+    assert swarm.on_host_disk() == []
+
+
 def test_a_volume_made_on_one_node_is_found_on_all_and_its_removal_too(swarm: SwarmSite) -> None:
     volume = fresh()
     swarm.manager.docker("volume", "create", "-d", "s3vol", "-o", "uid=33", volume)
+    assert swarm.worker.inspect("volume", volume)["Status"]["options"] == {"uid": "33"}, "asked by name: at once"
     assert volume in swarm.worker.volumes()
-    assert swarm.worker.inspect("volume", volume)["Status"]["options"] == {"uid": "33"}
     swarm.worker.sleeper("user", "-v", f"{volume}:/d")
     assert "node2" in swarm.manager.refused("volume", "rm", volume)
     swarm.worker.docker("rm", "-f", "user")
