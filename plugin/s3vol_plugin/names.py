@@ -1,11 +1,14 @@
-"""Which volume a name means, answered fast: from the registry's copy and this node's records, and hardly ever by
-asking.
+"""Which volume a name means, answered fast: from the registry's copy and this node's records. The bucket is asked only
+for a name that is in neither.
 
 dockerd asks for names before nearly everything it does, also for names of other drivers' volumes: `docker run -v
 x:/d` asks all drivers for `x`. And "there is no such volume" is final for dockerd: it drops what it knew of the
 volume, and `docker run` then makes a local one of that name without a word. So there are three answers, never two:
 this volume, none, and "it cannot be known", which is the error Unavailable and becomes a connection that is closed
 without a reply.
+
+Memory alone never says "none" while the bucket answers: another node may have made the volume a moment ago, and a
+service that finds it by name (`external: true`) would write to a local one. A HEAD of its record decides.
 
 A volume that is used here stays known by this node's record although the registry has lost it: dockerd must be able
 to give it back.
@@ -26,7 +29,7 @@ from s3vol_plugin.base import Registry, Workers
 from s3vol_plugin.state import State
 from s3vol_plugin.volume import Volume, is_name
 
-FRESH_S = 5.0  # a copy of this age is believed when it does not hold a name
+FRESH_S = 5.0  # a listing of all volumes that is older than this makes the next one come soon
 LOOKUP_S = 2.0  # the longest that a question may wait for the bucket
 SILENT_S = 5.0
 
@@ -72,7 +75,7 @@ class Names:
         return self.all()
 
     async def find(self, name: str) -> Volume | None:
-        """The volume of a name; asks the bucket, for LOOKUP_S at most, when memory may be too old to know.
+        """The volume of a name; asks the bucket, for LOOKUP_S at most, when memory does not hold it.
 
         Raises Unavailable, or Corrupt, when it cannot be known.
         """
@@ -80,9 +83,6 @@ class Names:
             return None
         if (volume := self.known(name)) is not None:
             return volume
-        age_s = self._registry.age_s
-        if age_s is not None and age_s <= FRESH_S:
-            return None
         await self._bounded(lambda: self._registry.find(name))
         if self._registry.age_s is None and self.known(name) is None and self._silent:
             raise Unavailable(f"volume {name}: the registry of volumes was never read on this node")
