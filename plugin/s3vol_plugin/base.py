@@ -127,7 +127,7 @@ class Workers(Protocol):
         ...
 
     async def status(self, uuid: str) -> Mapping[str, Any]:
-        """The values of `s3vol status --json`, at most some seconds old; {} when there is no process."""
+        """The values of `s3vol status --json`; {} when there is no process."""
         ...
 
     async def watch(self, ended: trio.MemorySendChannel[str]) -> None:

@@ -31,8 +31,6 @@ from s3vol_plugin.process import Process
 from s3vol_plugin.settings import Settings
 from s3vol_plugin.table import Table
 
-STATUS_AGE_S = 2.0
-
 log = logging.getLogger(__name__)
 
 
@@ -47,12 +45,6 @@ class Known:
     asked: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Status:
-    at_s: float
-    values: Mapping[str, Any]
-
-
 class Roster:
     """The processes by the volume's uuid."""
 
@@ -60,7 +52,7 @@ class Roster:
         self._settings = settings
         self._table = Table()
         self._known: dict[str, Known] = {}
-        self._statuses: dict[str, _Status] = {}
+        self._statuses: dict[str, Mapping[str, Any]] = {}
         self._to_watch, self._new = trio.open_memory_channel[Known](math.inf)
 
     def get(self, uuid: str) -> Worker | None:
@@ -137,21 +129,18 @@ class Roster:
         return list(found.values())
 
     async def status(self, uuid: str) -> Mapping[str, Any]:
-        """The values of `s3vol status --json`, at most STATUS_AGE_S old; {} when there is no process."""
+        """The values of `s3vol status --json`; {} when there is no process."""
         known = self.living(uuid)
         if known is None:
             return {}
-        held = self._statuses.get(uuid)
-        if held is None or trio.current_time() - held.at_s > STATUS_AGE_S:
-            try:
-                async with connected(known.record.socket) as conversation:
-                    values = await conversation.status()
-            except NotServing:
-                values = record_values(known.record, "silent" if known.process.alive else "dead")
-            held = self._statuses[uuid] = _Status(trio.current_time(), values)
-        return held.values
+        try:
+            async with connected(known.record.socket) as conversation:
+                values = await conversation.status()
+        except NotServing:
+            values = record_values(known.record, "silent" if known.process.alive else "dead")
+        self._statuses[uuid] = values
+        return values
 
     def last_status(self, uuid: str) -> Mapping[str, Any]:
         """What `status` answered last, however long ago."""
-        held = self._statuses.get(uuid)
-        return held.values if held else {}
+        return self._statuses.get(uuid, {})

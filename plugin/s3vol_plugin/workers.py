@@ -62,7 +62,7 @@ class MountWorkers:
         return self._roster.get(uuid)
 
     async def status(self, uuid: str) -> Mapping[str, Any]:
-        """The values of `s3vol status --json`, at most some seconds old; {} when there is no process."""
+        """The values of `s3vol status --json`; {} when there is no process."""
         return await self._roster.status(uuid)
 
     async def watch(self, ended: trio.MemorySendChannel[str]) -> None:
