@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -68,13 +69,34 @@ class Site:
         self.node.close()
 
     def tidy(self) -> None:
-        """After a test: everything runs again, no container is left, nothing is mounted."""
+        """After a test: everything runs again, no container and no local volume is left, nothing is mounted.
+
+        When that cannot be had, the machine is set up anew, so that a test that fails is the only one, and this raises.
+        """
+        try:
+            self._settle()
+        except Exception:
+            self._renew()
+            raise
+
+    def _settle(self) -> None:
         if not self.plugin.process.alive():
             self.plugin.start()
         if not self.engine.alive():
             self.engine.start()
         self.engine.remove_containers()
+        if local := self.engine.volumes("local"):
+            self.engine.docker("volume", "rm", *local)
         self.plugin.await_idle()
+
+    def _renew(self) -> None:
+        """Power off and on, without anything that the driver, its caches, and dockerd remember."""
+        self.crash()
+        for left in ("lib/s3vol", "cache/s3vol", "lib/docker"):
+            shutil.rmtree(self.node.folder / left, ignore_errors=True)
+        self.engine = Engine(self.node)
+        self._boot()
+        self.open()
 
     @property
     def docker(self) -> Engine:

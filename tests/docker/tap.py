@@ -184,9 +184,10 @@ class Tap:
         return len(self.calls(verb, name))
 
     def forget(self) -> None:
-        """Begin to count anew."""
+        """Begin to count anew, and spoil nothing any more."""
         with self._guard:
             self._calls.clear()
+            self._spoils.clear()
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[Tap]:
