@@ -21,11 +21,13 @@ from s3vol_plugin import credentials
 from s3vol_plugin.settings import Settings
 from s3vol_plugin.volume import Volume
 
+_SILENCE_S = 10.0  # records are small, and a Mount is to be repeated soon on a new connection when packets were lost
+
 
 @asynccontextmanager
 async def open_registry(settings: Settings, *, health: Health | None = None) -> AsyncIterator[Store]:
     """The store that the registry is in. Raises UsageError for what the user can correct, Unavailable."""
-    access = _access(settings, {}, settings.credentials)
+    access = replace(_access(settings, {}, settings.credentials), attempt_timeout_s=_SILENCE_S)
     store = await open_store(parse_source(settings.source), access, health=health)
     try:
         yield store

@@ -13,7 +13,9 @@ tombstone, and then reads again who holds it. Whichever comes second sees the fi
 mount of another node, and none is mounted that is being deleted.
 
 Deadlines are below dockerd's own (moby v20.10 volume/drivers/proxy.go: 120 s for Create and Mount, 60 s else),
-because dockerd neither undoes nor repeats what it gave up on.
+because dockerd neither undoes nor repeats what it gave up on. A Mount waits for a bucket that does not answer as long
+as every operation of that volume does, by its option `timeout`, and leaves time for a change that is on its way then:
+a store waits for the end of it.
 """
 
 from __future__ import annotations
@@ -27,12 +29,15 @@ import trio
 
 from s3vol.errors import NotFound, S3volError, Unavailable, UsageError
 from s3vol_plugin import references
+from s3vol_plugin.access import mount_options
+from s3vol_plugin.deadline import until
 from s3vol_plugin.node import Node
 from s3vol_plugin.report import created_at, volume_status
 from s3vol_plugin.state import Record
 from s3vol_plugin.volume import Volume, is_name
 
 CREATE_S, MOUNT_S, UNMOUNT_S, REMOVE_S = 30.0, 100.0, 45.0, 45.0
+CLAIM_MAX_S = 60.0
 _REMOVE_DRAIN_S = 20.0  # nobody uses it, so there is hardly anything to publish
 _UNDO_S = 15.0  # 115 s in all for a Mount, still below dockerd's 120
 _AGAIN_S = 1.0  # between two questions to a registry that does not answer
@@ -167,8 +172,7 @@ class Driver:
         try:
             await node.state.save(replace(before or Record(volume), refs=references.taken(refs, request.id)))
             if node.workers.get(uuid) is None:
-                await self._hold(volume, deadline_s)
-                current = await self._insist(volume.name, deadline_s)
+                current = await self._claim(volume, deadline_s)
                 if current is None or current.uuid != uuid:
                     await self._undo(volume, refs)
                     return "", current
@@ -187,19 +191,28 @@ class Driver:
         return worker.mountpoint, None
 
     async def _undo(self, volume: Volume, refs: references.Refs) -> None:
-        """Take back a Mount: the counts as before, and the process when there are none. The lock is held."""
-        node = self._node
-        await node.put_back(volume.uuid, refs)
-        record = node.state.get(volume.uuid)
-        if refs or record is None:
-            return
-        if node.workers.get(volume.uuid) is not None:  # what it may have to publish is not waited for here
-            node.tasks.start_soon(self._retire, volume.uuid)
-        elif not record.dirty:
-            await node.drop(volume)
+        """Take back a Mount: the counts as before, and the rest when there are none. The lock is held.
 
-    async def _hold(self, volume: Volume, deadline_s: float) -> None:
-        await _insist(lambda: self._node.registry.hold(volume), deadline_s)
+        What the process may have to publish, and what the bucket has to be told, is not waited for here.
+        """
+        await self._node.put_back(volume.uuid, refs)
+        if not refs:
+            self._node.tasks.start_soon(self._retire, volume.uuid)
+
+    async def _claim(self, volume: Volume, deadline_s: float) -> Volume | None:
+        """Say that this node has the volume; returns what has the name after that.
+
+        The bucket is waited for as long as the volume's `timeout` says, CLAIM_MAX_S at most. Raises S3volError then,
+        which names the bucket.
+        """
+        registry, settings = self._node.registry, self._node.settings
+        patience_s = min(mount_options(volume, settings).timeout, CLAIM_MAX_S)
+        until_s = min(deadline_s, trio.current_time() + patience_s)
+        where = " at ".join(filter(None, (settings.source, settings.defaults.get("endpoint"))))
+        late = f"the registry of volumes ({where}) does not answer within {patience_s:g} s; try again when it does"
+        with until(until_s, late):
+            await _insist(lambda: registry.hold(volume), until_s)
+            return await self._insist(volume.name, until_s)
 
     async def _insist(self, name: str, deadline_s: float) -> Volume | None:
         return await _insist(lambda: self._node.registry.find(name), deadline_s) if is_name(name) else None

@@ -278,7 +278,9 @@ async def test_a_failed_mount_leaves_nothing(tmp_path: Path, hurried: object) ->
         it.workers.start_errors = [Denied("bucket: access denied; use other credentials")]
         with pytest.raises(Denied, match="other credentials"):
             await it.mount("web")
-        assert (it.state.all(), it.workers.running, it.registry.held[WEB.uuid]) == ([], {}, {})
+        assert (it.refs(WEB.uuid), it.workers.running) == ({}, {})
+        await trio.sleep(1)
+        assert (it.state.all(), it.registry.held[WEB.uuid]) == ([], {})
         assert it.reloaded().all() == []
 
 
@@ -337,6 +339,23 @@ async def test_a_mount_waits_for_a_bucket_that_is_starting(tmp_path: Path, hurri
         assert await it.mount("web")
 
 
+@pytest.mark.parametrize(
+    ("how", "says"), [("refused", "connection refused"), ("silent", r"registry of volumes \(file://.*\) .* within 7 s")]
+)
+async def test_a_mount_waits_for_the_bucket_as_long_as_the_volume_s_timeout_says(
+    tmp_path: Path, hurried: object, how: str, says: str
+) -> None:
+    async with rig(tmp_path) as it:
+        web = volume("web", options={"timeout": "7s"})
+        it.registry.add(web)
+        setattr(it.registry, how, True)
+        begin = trio.current_time()
+        with pytest.raises(S3volError, match=says):
+            await it.mount("web")
+        assert 5 <= trio.current_time() - begin <= 8
+        assert (it.refs(web.uuid), it.workers.running) == ({}, {})
+
+
 async def test_a_second_use_needs_no_bucket(tmp_path: Path, hurried: object) -> None:
     async with rig(tmp_path) as it:
         it.registry.add(WEB)
@@ -389,6 +408,7 @@ async def test_a_volume_that_is_gone_is_not_mounted(tmp_path: Path, hurried: obj
         del it.registry.bucket["web"]
         with pytest.raises(NotFound, match="docker volume create"):
             await it.mount("web")
+        await trio.sleep(1)
         assert it.state.all() == []
         assert it.workers.started == []
 
