@@ -61,8 +61,11 @@ class SwarmSite(Swarm):
 
     def await_ready(self) -> None:
         """Wait until the manager sees both nodes."""
-        form = ("node", "ls", "--format", "{{.Status}}")
-        wait_for(lambda: self.docker(*form).split() == ["Ready", "Ready"], REMOVED_S, "both nodes to be ready")
+
+        def ready() -> bool:
+            return [node["Status"]["State"] for node in self.ask(self.manager, "/nodes")] == ["ready", "ready"]
+
+        wait_for(ready, REMOVED_S, "both nodes to be ready")
 
     def restart_engines(self) -> None:
         """Stop and start both dockerds."""
@@ -76,13 +79,15 @@ class SwarmSite(Swarm):
         self._await_no_containers()
 
     def remove_stack(self, stack: str) -> None:
-        """`stack rm`, and wait as well."""
+        """`stack rm`, and wait as well; a deployment that still sees the network of the last one fails."""
         self.docker("stack", "rm", stack)
+        label = f"com.docker.stack.namespace={stack}"
+        wait_for(lambda: not self.ask(self.manager, "/networks", label=[label]), REMOVED_S, "its network to be gone")
         self._await_no_containers()
 
     def _await_no_containers(self) -> None:
         def none() -> bool:
-            return not any(engine.docker("ps", "-q") for engine in self.engines)
+            return not any(self.ask(engine, "/containers/json") for engine in self.engines)
 
         wait_for(none, REMOVED_S, "the service's containers to be gone")
         self.await_idle()
@@ -105,7 +110,7 @@ class SwarmSite(Swarm):
         """Names of the files that these containers say are written: the lines of their logs."""
         found: set[str] = set()
         for container, node in tasks.items():
-            found |= set(self.engine_of(node).run("logs", container).stdout.split())
+            found |= set(self.engine_of(node).docker("logs", container).split())
         return {path.removeprefix("/data/") for path in found}
 
     def objects(self, volume: str) -> dict[str, bytes]:
