@@ -8,6 +8,9 @@ that knows none, and dockerd is asked about each. Nothing is asked of the regist
 dockerd 20.10: a volume takes 25 ms, and the next start of dockerd waits for nothing. Until then dockerd keeps the
 driver's address, and volume commands wait 15 s for it: nothing but a restart makes it forget that.
 
+Which records there are, dockerd says after the same 15 s when no driver runs, and at once when one cannot list its
+volumes. So such a driver answers for that; asked about a volume, it hangs up, which makes dockerd forget nothing.
+
 Only for an uninstallation: the real driver must not run, and no container may refer to its volumes.
 """
 
@@ -17,6 +20,7 @@ import contextlib
 import http.server
 import json
 import os
+import socket
 import socketserver
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,22 +30,33 @@ from typing import Any
 from s3vol.errors import NotFound, S3volError
 from s3vol_plugin.docker_api import Docker
 
-_ANSWERS: Mapping[str, Mapping[str, Any]] = {
+_Answers = Mapping[str, Mapping[str, Any] | None]  # None: hang up
+
+_DRIVER: _Answers = {
     "/Plugin.Activate": {"Implements": ["VolumeDriver"]},
     "/VolumeDriver.Capabilities": {"Capabilities": {"Scope": "global"}},
+}
+_KNOWING_NONE: _Answers = {
+    **_DRIVER,
     "/VolumeDriver.Get": {"Err": "no such volume"},
     "/VolumeDriver.List": {"Volumes": []},
 }
+_UNABLE: _Answers = {**_DRIVER, "/VolumeDriver.Get": None}
 _OTHERWISE = {"Err": "s3vol is being uninstalled"}
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+    """Each answer ends its connection (HTTP/1.0): the next one may be another driver's."""
+
+    server: _Server
 
     def do_POST(self) -> None:
-        """Answer a call of the driver's protocol."""
+        """Answer a call of the driver's protocol, or hang up."""
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        body = json.dumps(_ANSWERS.get(self.path, _OTHERWISE)).encode()
+        answer = self.server.answers.get(self.path, _OTHERWISE)
+        if answer is None:
+            return
+        body = json.dumps(answer).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -54,16 +69,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 class _Server(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
 
+    def __init__(self, path: Path, answers: _Answers) -> None:
+        self.answers = answers
+        super().__init__(str(path), _Handler)
+
 
 @contextlib.contextmanager
-def knowing_none(socket: Path) -> Iterator[None]:
-    """A driver at `socket` that knows no volume. The socket is gone afterwards. Raises S3volError."""
-    socket.unlink(missing_ok=True)
+def _answering(path: Path, answers: _Answers) -> Iterator[None]:
+    """A driver at `path` for a while. The socket is gone afterwards. Raises S3volError."""
+    path.unlink(missing_ok=True)
     try:
-        server = _Server(str(socket), _Handler)
+        server = _Server(path, answers)
     except OSError as error:
-        raise S3volError(f"{socket}: {error.strerror or error}") from None
-    os.chmod(socket, 0o600)
+        raise S3volError(f"{path}: {error.strerror or error}") from None
+    os.chmod(path, 0o600)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
@@ -72,13 +91,25 @@ def knowing_none(socket: Path) -> Iterator[None]:
         server.shutdown()
         thread.join()
         server.server_close()
-        socket.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
-def forget(docker: Docker, socket: Path, names: Sequence[str]) -> Sequence[str]:
+def recorded(docker: Docker, path: Path, driver: str) -> Sequence[str]:
+    """The volumes that dockerd has a record of, whether the driver runs or not. Raises S3volError."""
+    with contextlib.nullcontext() if _is_served(path) else _answering(path, _UNABLE):
+        return [volume.name for volume in docker.volumes() if volume.driver == driver]
+
+
+def _is_served(path: Path) -> bool:
+    """True when somebody listens there: the driver, or systemd for it."""
+    with socket.socket(socket.AF_UNIX) as peer:
+        return peer.connect_ex(str(path)) == 0
+
+
+def forget(docker: Docker, path: Path, names: Sequence[str]) -> Sequence[str]:
     """Make dockerd forget the volumes `names`; returns those that it still has. Raises S3volError."""
     left = []
-    with knowing_none(socket):
+    with _answering(path, _KNOWING_NONE):
         for name in names:
             try:
                 docker.volume(name)

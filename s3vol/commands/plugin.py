@@ -87,7 +87,7 @@ def _uninstall(args: argparse.Namespace, root: Path) -> int:
     settings = node_settings()
     docker, names = Docker(settings.docker_socket, timeout_s=_DOCKER_S), list[str]()
     if settings.docker_socket.exists():
-        names = [volume.name for volume in docker.volumes() if volume.driver == checkup.DRIVER]
+        names = [*farewell.recorded(docker, settings.socket, checkup.DRIVER)]
         _refuse_used(docker)
     _refuse_mounted(settings)
     _stop(settings)
