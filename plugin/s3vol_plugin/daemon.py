@@ -148,6 +148,7 @@ async def _serve(settings: Settings, state: State, listener: socket.socket, stop
             systemd.tell("STOPPING=1")
             log.info("ending; mounts %s", "are ended too" if stop_mounts else "stay")
             if stop_mounts:
+                upkeep.recover_no_more()
                 await _stop_mounts(node)
             await trio.to_thread.run_sync(server.stop)
             tasks.cancel_scope.cancel()

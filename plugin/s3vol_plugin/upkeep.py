@@ -52,6 +52,7 @@ class Upkeep:
         self._recovering: dict[str, trio.Event] = {}  # set after the first try
         self._pauses: dict[str, tuple[float, float]] = {}  # uuid: next pause, time of the last try
         self._strays: set[str] = set()
+        self._ending = False
         self.recovered = trio.Event()
         node.names.on_stale = lambda: self._stale.set()
 
@@ -68,6 +69,10 @@ class Upkeep:
             nursery.start_soon(self._forever, RECONCILE_S, self.reconcile)
             nursery.start_soon(self._forever, HOLD_S, self.hold)
             nursery.start_soon(self._forever, STATUS_S, self.look)
+
+    def recover_no_more(self) -> None:
+        """What ends from now on is not started again: all is being ended."""
+        self._ending = True
 
     def reconcile_soon(self) -> None:
         """A dockerd has started. Does not block."""
@@ -163,7 +168,7 @@ class Upkeep:
                 await tried.wait()
 
     def _recover_soon(self, uuid: str) -> None:
-        if uuid not in self._recovering:
+        if uuid not in self._recovering and not self._ending:
             self._recovering[uuid] = trio.Event()
             self._node.tasks.start_soon(self._recover, uuid)
 

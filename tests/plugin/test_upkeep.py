@@ -101,6 +101,17 @@ async def test_a_process_that_dies_is_started_again_and_containers_are_healed(tm
         assert it.node.counters["recoveries"] == 1
 
 
+async def test_what_ends_while_all_is_being_ended_is_not_started_again(tmp_path: Path, hurried: object) -> None:
+    async with rig(tmp_path) as it, running(it):
+        it.registry.add(WEB)
+        await it.mount("web")
+        await trio.sleep(1)
+        it.upkeep.recover_no_more()
+        it.workers.crash(WEB.uuid)
+        await trio.sleep(1)
+        assert it.workers.started == ["web"]
+
+
 async def test_a_recovery_that_fails_is_tried_until_it_works_and_says_why(tmp_path: Path, hurried: object) -> None:
     async with rig(tmp_path) as it, running(it):
         it.registry.add(WEB)
