@@ -9,6 +9,7 @@ falls back to libfuse's mount.fuse, and that calls `s3vol SOURCE MOUNTPOINT -o .
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import sys
@@ -228,7 +229,11 @@ def _from_mount(words: Sequence[str], ignore: Sequence[str] = ()) -> list[str]:
 
 
 def _run(args: argparse.Namespace) -> int:
-    status: int = importlib.import_module(f"s3vol.commands.{args.command}").run(args)
+    command = importlib.import_module(f"s3vol.commands.{args.command}")
+    if not gc.isenabled():  # `__main__` has kept it from looking through all modules
+        gc.freeze()
+        gc.enable()
+    status: int = command.run(args)
     return status
 
 

@@ -23,6 +23,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from s3vol.errors import S3volError, UsageError
 
@@ -63,8 +64,11 @@ class _Pipe:
         os.close(self.fd)
 
 
-def in_background(work: Callable[[Ready], int]) -> int:
-    """Run `work` in a child; returns 0 when it is ready, else the status of its failure."""
+def in_background(work: Callable[[Ready], int]) -> NoReturn:
+    """Run `work` in a child; end with 0 when it is ready, else with the status of its failure.
+
+    The end is at once: taking hundreds of modules apart takes 0.1 s, and who called waits for a mount that serves.
+    """
     read_end, write_end = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -72,7 +76,10 @@ def in_background(work: Callable[[Ready], int]) -> int:
     if child == 0:
         os._exit(_child(work, _Pipe(write_end)))
     os.close(write_end)
-    return _wait(child, read_end)
+    status = _wait(child, read_end)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _child(work: Callable[[Ready], int], pipe: _Pipe) -> int:

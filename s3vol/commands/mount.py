@@ -11,7 +11,7 @@ from s3vol.commands.serve import serve
 
 
 def run(args: argparse.Namespace) -> int:
-    """Mount; returns when the mount serves, in the foreground when it has ended (3: data is left in the journal)."""
+    """Mount; ends this process when the mount serves, in the foreground returns when it has ended (3: data is left)."""
     plan = make_plan(args)
     for line in warnings(plan):
         print(f"s3vol: warning: {line}", file=sys.stderr)
@@ -19,4 +19,4 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.foreground:
         return daemon.in_foreground(lambda ready: serve(plan, ready, foreground=True))
-    return daemon.in_background(lambda ready: serve(plan, ready, foreground=False))
+    daemon.in_background(lambda ready: serve(plan, ready, foreground=False))

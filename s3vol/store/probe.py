@@ -2,7 +2,7 @@
 
 Theory of operation. Documentation promises what servers do not hold (MinIO ignores If-Match on DELETE, others on PUT),
 and an ignored condition loses updates silently, so each capability is believed only after a request that must fail has
-failed. Everything happens on keys of one run under `.s3vol/probe/`, three lines of requests side by side, and is
+failed. Everything happens on keys of one run under `.s3vol/probe/`, four lines of requests side by side, and is
 removed afterwards. With credentials that may not write, nothing can be tried and nothing is assumed.
 
 Never tried: RenameObject. MinIO does not know it and answers 200 by creating an empty object.
@@ -82,9 +82,10 @@ class _Run:
         self._uploads: list[tuple[str, str]] = []
 
     async def all(self) -> None:
-        """Three lines of requests that share no key, side by side."""
+        """Four lines of requests that share no key, side by side: a mount waits for the longest."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._puts)
+            nursery.start_soon(self._copies)
             nursery.start_soon(self._completes)
             nursery.start_soon(self._listings)
 
@@ -102,7 +103,7 @@ class _Run:
         held &= await _refused(lambda: self._put("missing", _SECOND, wrong))
         self.replace = held and not await _refused(lambda: self._put("object", _SECOND, matches(etag)))
 
-    async def _completes(self) -> None:
+    async def _copies(self) -> None:
         etag = await self._put("source", _FIRST)
         key = self.base + "source"
         target = self.base + "copied"
@@ -112,6 +113,10 @@ class _Run:
             part = await self.store.copy_whole(target, upload_id, 1, source=key, if_match=etag)
             await self.store.complete_upload(target, upload_id, [part])
             self.copy_part = guarded
+
+    async def _completes(self) -> None:
+        etag = await self._put("completed", _FIRST)
+        key = self.base + "completed"
         with contextlib.suppress(*_REFUSALS):
             # Each attempt must fail, and the last one, which is right, must not: the parts are still there.
             upload_id = await self._begin(key)
@@ -140,7 +145,7 @@ class _Run:
         """Remove everything; what cannot be removed stays, in a folder that is ours."""
         with trio.move_on_after(_CLEAN_UP_S, shield=True):
             async with trio.open_nursery() as nursery:
-                for name in ("object", "missing", "source", "copied", "parent", "parent/child"):
+                for name in ("object", "missing", "source", "copied", "completed", "parent", "parent/child"):
                     nursery.start_soon(_quietly, partial(self.store.delete, self.base + name))
                 for key, upload_id in self._uploads:
                     nursery.start_soon(_quietly, partial(self.store.abort_upload, key, upload_id))
