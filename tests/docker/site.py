@@ -88,6 +88,8 @@ class Site:
         if local := self.engine.volumes("local"):
             self.engine.docker("volume", "rm", *local)
         self.plugin.await_idle()
+        records = self.node.folder / "lib/s3vol/volumes"
+        wait_for(lambda: not any(records.glob("*.json")), SETTLE_S, "the driver to forget what it does not serve")
 
     def _renew(self) -> None:
         """Power off and on, without anything that the driver, its caches, and dockerd remember."""
