@@ -3,13 +3,13 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-docker check lint format bench soak plugin clean
+.PHONY: help demo test test-docker check lint format bench bench-docker soak plugin clean
 
 ARGS ?=
 BIN := .venv/bin
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## mount a directory as a bucket, write and read through the kernel, show the plain objects
 	@tools/bootstrap run
@@ -40,6 +40,10 @@ format: ## rewrite the code in the house style
 bench: ## the mount against plain requests to the same MinIO, in one run
 	@tools/bootstrap test
 	@tools/with-tools $(BIN)/python -m bench.run $(ARGS)
+
+bench-docker: ## how long a container waits for its volume, against a local one
+	@tools/bootstrap test
+	@tools/with-tools $(BIN)/python -m bench.docker $(ARGS)
 
 soak: ## the long tests
 	@tools/bootstrap test
