@@ -121,26 +121,25 @@ def test_the_directory_holds_no_development_tools_and_times_of_its_inputs(direct
     assert {int(path.lstat().st_mtime) for path in directory.rglob("*")} == {int(_SOURCE_DATE_EPOCH)}
 
 
-def test_a_container_s_data_outlives_the_plugin_s_crash_and_a_restart_by_hand(managed: Managed) -> None:
+def test_a_container_s_data_outlives_a_restart_by_hand_and_the_plugin_s_crash(managed: Managed) -> None:
     engine, volume = managed.engine, managed.volume()
     engine.sleeper("site", "-v", f"{volume}:/d", "--volume-driver", "s3vol")
     engine.sh("site", "echo closed > /d/a")
     assert managed.object(f"{volume}/a") == b"closed\n"
-    os.kill(managed.daemon(), signal.SIGKILL)
-    managed.await_content("site", "/d/a", "closed\n")
-    engine.sh("site", "echo after > /d/b")
     engine.docker("plugin", "disable", "-f", "s3vol")
     assert managed.node.find("-m", "s3vol", "mount") == []
     engine.docker("plugin", "enable", "s3vol")
+    managed.await_content("site", "/d/a", "closed\n")
+    engine.sh("site", "echo after > /d/b")
+    os.kill(managed.daemon(), signal.SIGKILL)  # dockerd kills its mount processes, and starts it again
     managed.await_content("site", "/d/b", "after\n")
     engine.docker("rm", "-f", "site")
-    assert (
-        engine.docker("run", "--rm", "-v", f"{volume}:/d", "s3vol-busybox:1", "cat", "/d/a", "/d/b") == "closed\nafter"
-    )
+    read = engine.docker("run", "--rm", "-v", f"{volume}:/d", "s3vol-busybox:1", "cat", "/d/a", "/d/b")
+    assert read == "closed\nafter"
     engine.docker("volume", "rm", volume)
 
 
-def test_the_journal_outlives_the_10_seconds_that_dockerd_gives_a_plugin(managed: Managed) -> None:
+def test_the_journal_outlives_the_kill_10_seconds_after_a_sigterm_that_was_not_heard(managed: Managed) -> None:
     engine, volume = managed.engine, managed.volume("close=local")
     # The file is open before the server is gone: opening one asks the server.
     script = (
@@ -151,12 +150,36 @@ def test_the_journal_outlives_the_10_seconds_that_dockerd_gives_a_plugin(managed
     wait_for(lambda: engine.run("exec", "writer", "ls", "/open").returncode == 0, BACK_S, "the open file")
     with managed.cable.down():
         engine.sh("writer", "touch /go; until [ -e /done ]; do sleep 0.1; done")
+        os.kill(managed.daemon(), signal.SIGSTOP)
         engine.docker("plugin", "disable", "-f", "s3vol")
+        assert managed.node.find("-m", "s3vol_plugin") == managed.node.find("-m", "s3vol", "mount") == []
         assert managed.object(f"{volume}/a") in (None, b"")
     engine.docker("plugin", "enable", "s3vol")
     managed.await_content("writer", "/d/a", "journaled\n")
     wait_for(lambda: managed.object(f"{volume}/a") == b"journaled\n", BACK_S, "the journal in the bucket")
     engine.docker("rm", "-f", "writer")
+    engine.docker("volume", "rm", volume)
+
+
+def test_plugin_and_mounts_outlive_a_dockerd_with_live_restore_and_a_volume_keeps_the_plugin_enabled(
+    managed: Managed,
+) -> None:
+    engine, volume = managed.engine, managed.volume()
+    engine.restart(live_restore=True)
+    engine.sleeper("live", "-v", f"{volume}:/d", "--volume-driver", "s3vol")
+    before = managed.daemon()
+    for number, end in enumerate((engine.kill, engine.stop)):
+        end()
+        assert managed.daemon() == before
+        engine.start()
+        engine.sh("live", f"echo {number} >> /d/a")
+    assert managed.daemon() == before
+    assert engine.sh("live", "cat /d/a") == "0\n1"
+    engine.docker("rm", "-f", "live")
+    assert "in use" in engine.refused("plugin", "disable", "s3vol")
+    engine.docker("volume", "rm", volume)
+    engine.docker("plugin", "disable", "s3vol")
+    engine.docker("plugin", "enable", "s3vol")
 
 
 def test_status_says_what_dockerd_runs_and_uninstall_refuses_while_it_is_used(managed: Managed) -> None:
