@@ -30,7 +30,7 @@ def alone(tmp_path: Path, minio: Minio) -> Iterator[Site]:
         site.close()
 
 
-def test_a_driver_that_dies_in_the_middle_of_a_mount_is_asked_again_and_the_volume_is_whole(site: Site) -> None:
+def test_a_driver_that_dies_in_a_mount_is_asked_again(site: Site) -> None:
     name = site.create()
     done: list[subprocess.CompletedProcess[str]] = []
     words = ("run", "--rm", "-v", f"{name}:/d", BUSYBOX, "true")
@@ -50,7 +50,7 @@ def test_a_driver_that_dies_in_the_middle_of_a_mount_is_asked_again_and_the_volu
     site.await_unused(name)
 
 
-def test_dockerd_starts_in_15_s_for_each_volume_without_the_driver_and_forgets_none(alone: Site) -> None:
+def test_dockerd_starts_without_the_driver_and_forgets_no_volume(alone: Site) -> None:
     name = alone.create(None, "uid=33")
     alone.docker.stop()
     alone.plugin.stop()

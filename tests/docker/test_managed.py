@@ -161,7 +161,7 @@ def test_the_journal_outlives_the_kill_10_seconds_after_a_sigterm_that_was_not_h
     engine.docker("volume", "rm", volume)
 
 
-def test_plugin_and_mounts_outlive_a_dockerd_with_live_restore_and_a_volume_keeps_the_plugin_enabled(
+def test_plugin_and_mounts_outlive_a_dockerd_with_live_restore(
     managed: Managed,
 ) -> None:
     engine, volume = managed.engine, managed.volume()

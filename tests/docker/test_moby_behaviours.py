@@ -1,9 +1,10 @@
 """What moby's own tests want of a volume driver, here of this driver under a real dockerd.
 
-1 to 18 are moby's integration-cli/docker_cli_external_volume_driver_test.go, 19 to 22 unit tests of its volume/ and
-pkg/plugins/. moby asks its engine with a fake driver; here the engine is given, and the driver is asked.
+1 to 18 are moby's integration-cli/docker_cli_external_volume_driver_test.go, 19 to 21 unit tests of its volume/ and
+pkg/plugins/, 22 its tests of managed plugins. moby asks its engine with a fake driver; here the engine is given, and
+the driver is asked. A to N are what else was seen to go wrong with drivers. A test without a file is below.
 
-| #  | moby's test | here |
+| #  | moby's test | test |
 |----|-------------|------|
 | 1  | VolumeCLICreateOptionConflict | a_name_belongs_to_one_driver |
 | 2  | Named | a_run_with_a_named_volume_creates_mounts_and_unmounts_once |
@@ -16,7 +17,7 @@ pkg/plugins/. moby asks its engine with a fake driver; here the engine is given,
 | 9  | List | ls_asks_once_and_shows_the_volume |
 | 10 | Get | inspect_shows_the_status_and_an_unknown_volume_is_none |
 | 11 | WithDaemonRestart | the_driver_is_remembered_over_a_restart_of_dockerd |
-| 12 | GetEmptyResponse | a_get_that_was_answered_by_nothing_loses_no_volume: this driver never answers `{}` |
+| 12 | GetEmptyResponse | a_get_that_was_answered_by_nothing_loses_no_volume |
 | 13 | PathCalls | create_and_ls_ask_for_no_path |
 | 14 | MountID | every_mount_has_an_id_and_its_unmount_has_the_same |
 | 15 | Capabilities | capabilities_are_asked_once_and_the_scope_is_shown |
@@ -24,9 +25,38 @@ pkg/plugins/. moby asks its engine with a fake driver; here the engine is given,
 | 17 | UnmountOnMountFail | a_mount_that_failed_is_followed_by_no_unmount_and_counted_by_nobody |
 | 18 | UnmountOnCp | cp_mounts_and_unmounts_and_a_kill_unmounts |
 | 19 | CreateKeepOptsLabelsWhenExistsRemotely | a_volume_that_exists_elsewhere_is_not_created_again |
-| 20 | TestVolumeRequestError | the_driver's_own_words_reach_the_user |
-| 21 | FailOnce, AbortRetry | an_order_without_a_reply_is_refused_once_and_then_works, and 12 |
-| 22 | TestDaemonKillLiveRestoreWithPlugins | test_crash.py: a dockerd with live-restore |
+| 20 | TestVolumeRequestError | the_drivers_own_words_reach_the_user |
+| 21 | FailOnce, AbortRetry | an_order_without_a_reply_is_refused_once_and_then_works |
+| 22 | TestVolumePlugin | docker/test_managed: a_container_s_data_outlives_a_restart_by_hand_and_the_plugin_s_crash |
+| 22 | TestPluginVolumeRemoveOnRestart | docker/test_managed: plugin_and_mounts_outlive_a_dockerd_with_live_restore |
+| 22 | Test…LiveRestoreWithPlugins | docker/test_managed: plugin_and_mounts_outlive_a_dockerd_with_live_restore |
+
+| #  | what happens | test |
+|----|--------------|------|
+| A  | a repeated request is empty | plugin/test_http: a_repeated_request_without_a_body_is_never_no_such_volume |
+| B  | packets to the bucket are lost | docker/test_outage: questions_are_answered_in_200_ms_and_other_volumes_go_on |
+| C  | kill -9 of the driver before its reply | docker/test_driver_down: a_driver_that_dies_in_a_mount_is_asked_again |
+| D  | kill -9 of a mount | docker/test_crash: a_killed_mount_process_is_replaced_inside_the_running_container |
+| E  | kill -9 of dockerd | docker/test_crash: the_death_of_dockerd_leaves_counts_that_come_right |
+| E  | what leaked | plugin/test_driver: a_count_that_leaked_in_a_crash_of_dockerd_goes_with_the_last_container |
+| F  | 200 hostile names | docker/test_hostile: two_hundred_hostile_names_are_refused_and_leave_nothing |
+| G  | a bucket that is too slow | docker/test_outage: a_mount_gives_up_in_time_says_why_and_leaves_nothing |
+| G  | a mount that is too slow | plugin/test_driver: a_mount_has_a_deadline_and_is_undone |
+| H  | cp beside a writer | docker/test_copy_up: cp_with_a_hundred_mounts_beside_a_running_writer |
+| I  | replicas, forced updates, kills | docker/test_swarm: forced_updates_and_kills_lose_no_byte_and_no_mount |
+| J  | no copy-up | docker/test_copy_up: nothing_is_copied_where_nothing_may_be |
+| J  | copy-up | docker/test_copy_up: everything_that_a_tree_can_have_is_copied_into_a_new_volume |
+| J  | hard links, xattrs | docker/test_copy_up: hard_links_stay_one_file_and_extended_attributes_are_copied |
+| K  | dockerd starts alone | docker/test_driver_down: dockerd_starts_without_the_driver_and_forgets_no_volume |
+| L  | a reboot | docker/test_crash: the_crash_of_the_machine_loses_nothing_that_was_closed |
+| M  | a user who is not root | docker/test_copy_up: a_user_who_is_not_root_owns_what_the_image_says |
+| N  | a managed plugin | docker/test_managed: the_directory_holds_no_development_tools_and_times_of_its_inputs |
+
+What cannot be asked of this driver here: `{}` as the answer to Get (12: it never gives it; the end of a connection is
+what comes closest), errors of Path, Capabilities and Unmount (20: it has none), dockerd's own time-outs of 60 and 120 s
+(21, ClientWithRequestTimeout: every answer comes before them; 7 and 12 see its repetitions), a bind of the whole of
+/dev (22, TestPluginWithDevMounts: the plugin asks for /dev/fuse and nothing else). What takes minutes (the 100 s of G,
+the three minutes of E) passes on a clock that jumps.
 """
 
 from __future__ import annotations
@@ -46,6 +76,15 @@ from tests.docker.tap import UnixConnection
 pytestmark = [pytest.mark.docker, pytest.mark.minio, pytest.mark.kernel]
 
 RUN = ("run", "--rm", "--volume-driver=s3vol")
+
+
+def test_the_tables_name_tests_that_exist() -> None:
+    cells = re.findall(r"^\| (?:\d+|[A-N]) +\| .* \| (.*) \|$", __doc__ or "", re.MULTILINE)
+    assert len(cells) == 42
+    for cell in cells:
+        file, _, name = cell.rpartition(": ")
+        text = (Path(__file__).parents[1] / f"{file or 'docker/test_moby_behaviours'}.py").read_text()
+        assert f"def test_{name}(" in text, cell
 
 
 def test_a_name_belongs_to_one_driver(site: Site) -> None:
