@@ -68,6 +68,11 @@ class Registry(Protocol):
         """Turn a tombstone back into a volume. Raises UsageError when there is none."""
         ...
 
+    async def clear(self) -> None:
+        """Delete from the bucket what nobody needs any more: tombstones that cannot be undeleted, and what nodes that
+        are long silent have said. All ages are by the store's clock."""
+        ...
+
     async def holders(self, volume: Volume) -> Sequence[Holder]:
         """The nodes that have said lately that they have it mounted, this one included."""
         ...

@@ -5,6 +5,12 @@ counts, and that is the store's clock; so is the "now" that it is compared with:
 (`.s3vol/mounts/clock/<node>.json`) and reads when the store says that this was. No node's clock takes part, so one that
 is an hour off neither hides a holder nor keeps one for ever. Only a listing is read: node and volume are in the key.
 
+Words of nodes that are gone for good are deleted after SILENT_S (`clear`). DELETE knows no condition, and a node may
+come back in that moment: so its word is first replaced by a mark, under If-Match, and deleted right after. A node that
+has not spoken lately looks before it speaks, and speaks under the condition of what it saw: so either its word is
+there and the mark is refused, or it sees the mark and waits until the delete has arrived or never will. Each word is
+different, for an ETag tells content only.
+
 Keys go by uuid: who comes late to say that he has the old volume mounted says nothing about a new one of its name.
 
 Rejected: expiry times in the body (whose clock?), the Date header (a store of files has none), and a lease (nothing
@@ -14,10 +20,14 @@ here is exclusive: the answer only keeps people from removing what is in use).
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 
+import trio
+
+from s3vol.errors import NotFound, PreconditionFailed, Unavailable
 from s3vol.layout import RESERVED
-from s3vol.store.base import Store
+from s3vol.store.base import ABSENT, ANY, Condition, Store, matches
 from s3vol.types import ObjectInfo
 from s3vol_plugin.base import Holder
 from s3vol_plugin.volume import Volume
@@ -25,6 +35,19 @@ from s3vol_plugin.volume import Volume
 HOLD_S = 60.0
 FRESH_S = 180.0
 """A holder counts for this long after its last word: two words may be lost."""
+
+SILENT_S = 7 * 86400.0
+"""What was said this long ago is deleted."""
+
+CLEAR_WITHIN_S = 10.0
+"""A word is deleted within this time after it was marked, or not by this mark."""
+
+GUARD_S = 30.0
+"""Who finds a mark waits for this long, by his own clock; a Mount has 100 s."""
+
+_LOOK_S = 0.5
+_TRIES = 10  # only one who clears, or a second process of this node, is in the way
+MARK = "s3vol-clearing"
 
 FOLDER = f"{RESERVED}mounts/"
 _CLOCK = f"{FOLDER}clock/"
@@ -38,14 +61,60 @@ class Holders:
     def __init__(self, store: Store, node: str) -> None:
         self._store = store
         self._node = node
+        self._spoken_s: dict[str, float] = {}  # when this process put a key, by trio's clock
 
     async def hold(self, volume: Volume) -> None:
         """Say that this node has it mounted."""
-        await self._store.put(self._key(volume), self._body(volume.name), metadata={})
+        await self._say(self._key(volume), volume.name)
 
     async def release(self, volume: Volume) -> None:
         """Say that it no longer has. Missing is success."""
-        await self._store.delete(self._key(volume))
+        key = self._key(volume)
+        self._spoken_s.pop(key, None)
+        await self._store.delete(key)
+
+    async def _say(self, key: str, name: str) -> None:
+        for _ in range(_TRIES):
+            spoken_s = self._spoken_s.get(key)
+            lately = spoken_s is not None and trio.current_time() - spoken_s < FRESH_S
+            condition = ANY if lately else await self._look(key)
+            try:
+                await self._store.put(key, self._body(name), metadata={}, condition=condition)
+            except (PreconditionFailed, NotFound):  # marked or deleted meanwhile; or it was our own, the reply lost
+                continue
+            self._spoken_s[key] = trio.current_time()
+            return
+        raise Unavailable(f"{key}: is being changed again and again; do two nodes have the name {self._node}?")
+
+    async def _look(self, key: str) -> Condition:
+        """The condition for speaking after a silence. Waits while a word of ours is being deleted."""
+        until_s = trio.current_time() + GUARD_S
+        while True:
+            try:
+                info = await self._store.head(key)
+            except NotFound:
+                return ABSENT
+            if MARK not in (info.metadata or {}) or trio.current_time() >= until_s:
+                return matches(info.etag)
+            await trio.sleep(_LOOK_S)
+
+    async def clear(self) -> None:
+        """Delete what was said SILENT_S ago, and not since."""
+        objects = await list_all(self._store, FOLDER, delimiter=False)
+        if objects:
+            now_ns = await self.now_ns()
+            for info in objects:
+                if now_ns - info.modified_ns > SILENT_S * _S_NS:
+                    await self._clear(info)
+
+    async def _clear(self, info: ObjectInfo) -> None:
+        """A mark that a crash leaves behind counts as a word for FRESH_S, and is cleared like one."""
+        try:
+            await self._store.put(info.key, self._body(""), metadata={MARK: self._node}, condition=matches(info.etag))
+        except (PreconditionFailed, NotFound):  # that node is back, or another one is at it
+            return
+        with trio.move_on_after(CLEAR_WITHIN_S):
+            await self._store.delete(info.key)
 
     async def of(self, volume: Volume) -> Sequence[Holder]:
         """The nodes that hold one volume, by name."""
@@ -59,14 +128,14 @@ class Holders:
     async def now_ns(self) -> int:
         """The store's clock, in nanoseconds since the epoch, cut to seconds."""
         key = f"{_CLOCK}{self._node}{_SUFFIX}"
-        await self._store.put(key, self._body(""), metadata={})
+        await self._say(key, "")
         return (await self._store.head(key)).modified_ns
 
     def _key(self, volume: Volume) -> str:
         return f"{FOLDER}{volume.uuid}/{self._node}{_SUFFIX}"
 
     def _body(self, name: str) -> bytes:
-        return json.dumps({"node": self._node, "volume": name}).encode()
+        return json.dumps({"node": self._node, "volume": name, "word": secrets.token_hex(8)}).encode()
 
     async def _fresh(self, prefix: str) -> dict[str, list[Holder]]:
         # Listed first: a holder that speaks after our clock was read is a second or two younger than "now".

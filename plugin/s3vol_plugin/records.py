@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from s3vol.errors import Corrupt, UsageError
+from s3vol.errors import Corrupt, Unavailable, UsageError
 from s3vol.layout import RESERVED
 from s3vol.store.settings import Source, parse_source
 from s3vol.types import ObjectInfo
@@ -31,6 +31,12 @@ FOLDER = f"{RESERVED}volumes/"
 
 UNDELETE_S = 7 * 86400.0
 """How long a removed volume can be brought back, by the store's clock."""
+
+CLEAR_WITHIN_S = 20.0
+"""A tombstone is deleted within this time after it was marked, or not by this mark."""
+
+CLEAR_GUARD_S = 120.0
+"""A marked tombstone of less than this age, by the store's clock, may still be deleted; nobody replaces it."""
 
 RECORD_MAX_BYTES = 64 << 10  # a record has some hundred bytes; a stranger's object of this name is not read into memory
 _SUFFIX = ".json"
@@ -203,12 +209,31 @@ def revive(entry: Entry, now_ns: int) -> Volume:
 
 def expired(tombstone: Entry, now_ns: int) -> bool:
     """True when a removed volume can no longer be brought back. Both times are the store's."""
-    return now_ns - tombstone.modified_ns > UNDELETE_S * 1e9
+    return bool(tombstone.volume.clearing) or now_ns - tombstone.modified_ns > UNDELETE_S * 1e9
+
+
+def may_clear(entry: Entry, now_ns: int) -> bool:
+    """True when nobody needs this record any more. Both times are the store's.
+
+    One whose objects are still to be deleted is needed. What somebody else has marked is left to him for a while.
+    """
+    if not entry.volume.removed or entry.volume.deleting or not expired(entry, now_ns):
+        return False
+    return not (entry.volume.clearing and _guarded(entry, now_ns))
+
+
+def _guarded(entry: Entry, now_ns: int) -> bool:
+    return now_ns - entry.modified_ns < CLEAR_GUARD_S * 1e9
 
 
 def may_replace(tombstone: Entry, volume: Volume, now_ns: int) -> None:
-    """Raise UsageError when a new volume must not take the name of a removed one."""
+    """Raise UsageError when a new volume must not take the name of a removed one, Unavailable when not now."""
     old = tombstone.volume
+    if old.clearing and _guarded(tombstone, now_ns):
+        raise Unavailable(
+            f"volume {volume.name}: the record of a volume that was removed long ago is being deleted; try again in "
+            f"{format_seconds(CLEAR_GUARD_S)}"
+        )
     if old.deleting:
         raise UsageError(
             f"volume {volume.name}: was removed on {old.removed_at} and its objects are being deleted by "

@@ -3,7 +3,9 @@
 Theory of operation. The bucket decides. A record is created under If-None-Match and changed under If-Match, so of any
 number of nodes that create one name exactly one wins, and the others are told who. A 412 may be our own write whose
 reply was lost: the record that is there then has our uuid, or is the tombstone that we meant. Removal replaces the
-record by a tombstone and never deletes it: S3's DELETE knows no condition.
+record by a tombstone and does not delete it: S3's DELETE knows no condition. A tombstone whose time is over goes in two
+steps (`clear`): it is marked under If-Match, which of all nodes one does, and deleted right after; a marked one is
+replaced by nobody before the delete has either arrived or never will.
 
 Sources are not keys, so no single condition keeps two names from overlapping (`records`). `create` looks before and
 looks again after: who then finds another volume in its way that is not younger withdraws. Two that meet within one
@@ -22,9 +24,11 @@ backend that hangs would hang `docker ps`).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -233,6 +237,8 @@ class BucketRegistry:
             raise error
         await self.relist()
         current = self._known(volume.name)
+        if current is not None and current.volume.removed:
+            current = await self._take_over(volume.name)  # Last-Modified by the store's clock
         for _ in range(_TRIES):
             if current is not None and not current.volume.removed:
                 ours = current.volume.uuid == volume.uuid  # the reply to our write was lost
@@ -261,7 +267,9 @@ class BucketRegistry:
 
     async def _now_ns(self, tombstone: Entry) -> int:
         """The store's clock, asked for only where it decides."""
-        return tombstone.modified_ns if tombstone.volume.deletion else await self._holders.now_ns()
+        if tombstone.volume.deletion and not tombstone.volume.clearing:
+            return tombstone.modified_ns
+        return await self._holders.now_ns()
 
     async def _put(self, volume: Volume, condition: Condition) -> bool:
         """Write a record; False when the condition did not hold, or the reply to a first attempt was lost."""
@@ -279,7 +287,9 @@ class BucketRegistry:
         """Look again after creating `volume`: withdraw when another one is in its way that is not younger."""
         await self.relist()
         mine = await self._take_over(volume.name)  # Last-Modified by the store's clock
-        if mine is None or mine.volume.uuid != volume.uuid or mine.volume.removed:
+        if mine is None:
+            raise Unavailable(f"volume {volume.name}: its record was deleted in this moment; try again")
+        if mine.volume.uuid != volume.uuid or mine.volume.removed:
             return volume  # removed by somebody already
         for entry in list(self._replica.entries.values()):
             error = records.obstacle(volume, entry.volume)
@@ -351,7 +361,7 @@ class BucketRegistry:
         wanted: Volume | None = None
         for _ in range(_TRIES):
             entry = await self._take_over(name)
-            if entry is None:
+            if entry is None or entry.volume.clearing:
                 raise UsageError(f"volume {name}: no such volume; `s3vol volume ls --all` shows those there are")
             if entry.volume == wanted:
                 return entry.volume  # our own write, whose reply was lost
@@ -361,6 +371,31 @@ class BucketRegistry:
             if await self._put(wanted, matches(entry.etag)):
                 return wanted
         raise Unavailable(f"record {key}: is being changed again and again")
+
+    async def clear(self) -> None:
+        """See Registry.clear."""
+        removed = [entry for entry in self._replica.entries.values() if entry.volume.removed]
+        if removed:
+            now_ns = await self._holders.now_ns()
+            for hint in removed:
+                if not records.may_clear(hint, now_ns):  # the copy may have this node's time of it
+                    continue
+                with contextlib.suppress(Corrupt):  # damaged since; said already, and left to people
+                    entry = await self._take_over(hint.volume.name)
+                    if entry is not None and records.may_clear(entry, now_ns):
+                        await self._clear(entry)
+        await self._holders.clear()
+
+    async def _clear(self, entry: Entry) -> None:
+        """Delete one tombstone, unless somebody has changed it meanwhile."""
+        name = entry.volume.name
+        if not await self._put(replace(entry.volume, clearing=secrets.token_hex(8)), matches(entry.etag)):
+            return
+        with trio.move_on_after(records.CLEAR_WITHIN_S):
+            await self._store.delete(records.key_of(name))
+            self._replica.note(name, None)
+            log.info("record of a volume that was removed long ago: deleted", extra={"volume": name})
+        await self._save()
 
     def _buried(self, volume: Volume, *, delete: bool) -> Volume:
         return records.bury(volume, self._node, self._now(), delete=delete)

@@ -10,6 +10,7 @@ After that, loops that do not depend on each other:
 * A process that ended unasked is started again at once, then after growing pauses; the start heals containers.
 * The registry's copy is refreshed every REFRESH_S, and soon after somebody used an old one.
 * What this node has is said to the other nodes (`Registry.hold`).
+* What nobody needs any more in the registry is deleted every CLEAR_S; of all nodes at it, one gets each record.
 * What the Status of a volume shows is fetched, so that a question never waits for a mount process.
 
 Nothing here may end the daemon, and nothing may hold up anything else: a volume whose lock is taken is left to
@@ -32,6 +33,7 @@ from s3vol_plugin.state import Record
 
 RECONCILE_S = 60.0
 REFRESH_S = 30.0
+CLEAR_S = 3600.0
 STATUS_S = 5.0
 MOUNT_S = 100.0
 _PATIENCE_S = 45.0
@@ -69,6 +71,7 @@ class Upkeep:
             nursery.start_soon(self._forever, RECONCILE_S, self.reconcile)
             nursery.start_soon(self._forever, HOLD_S, self.hold)
             nursery.start_soon(self._forever, STATUS_S, self.look)
+            nursery.start_soon(self._forever, CLEAR_S, self._node.registry.clear)
 
     def recover_no_more(self) -> None:
         """What ends from now on is not started again: all is being ended."""

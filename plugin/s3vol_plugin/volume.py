@@ -36,7 +36,8 @@ class Volume:
     `source` is the canonical URL that `s3vol mount` takes, `options` are rows of the options table as raw text by
     their hyphened name. `share` says that another volume may write to the same source. `created_at` and `removed_at`
     are RFC 3339 in UTC; a volume with `removed_at` is a tombstone. It can be undeleted, unless `deletion` of its
-    objects has begun; `deletion` is never set on a volume that is there.
+    objects has begun; `deletion` is never set on a volume that is there. `clearing` is a nonce on a tombstone whose
+    time is over and whose record is being deleted in this moment.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Volume:
     removed_at: str = ""
     removed_by: str = ""
     deletion: Literal["", "begun", "done"] = ""
+    clearing: str = ""
 
     @property
     def removed(self) -> bool:
@@ -83,7 +85,7 @@ def decode(data: bytes, what: str) -> Volume:
         raise Corrupt(f"{what}: is not a volume record: {error}") from None
     texts = (volume.name, volume.uuid, volume.source, volume.created_at, volume.created_by, volume.credentials)
     valid = (
-        all(isinstance(text, str) for text in (*texts, volume.removed_at, volume.removed_by))
+        all(isinstance(text, str) for text in (*texts, volume.removed_at, volume.removed_by, volume.clearing))
         and is_name(volume.name)
         and _UUID.fullmatch(volume.uuid)
         and volume.on_remove in ("retain", "delete")

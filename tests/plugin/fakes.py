@@ -104,6 +104,9 @@ class FakeRegistry:
         self.bucket[name] = self.copy[name] = back
         return back
 
+    async def clear(self) -> None:
+        await self._ask("clear")
+
     async def holders(self, volume: Volume) -> Sequence[Holder]:
         await self._ask(f"holders {volume.name}")
         return [Holder(node, 0.0) for node in sorted(self.held.get(volume.uuid, {}))]

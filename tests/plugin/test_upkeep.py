@@ -253,6 +253,12 @@ async def test_the_copy_is_refreshed_and_a_silent_bucket_is_noted(tmp_path: Path
         assert it.node.registry_error == ""
 
 
+async def test_what_nobody_needs_any_more_is_cleared_away_every_hour(tmp_path: Path, hurried: object) -> None:
+    async with rig(tmp_path) as it, running(it):
+        await trio.sleep(2 * 3600 + 60)
+        assert it.registry.asked.count("clear") == 3
+
+
 async def test_an_unforeseen_failure_does_not_end_the_upkeep(
     tmp_path: Path, hurried: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
