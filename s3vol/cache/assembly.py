@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import trio
 
 from s3vol.cache.base import CacheSettings
+from s3vol.cache.bodies import Shelf
 from s3vol.cache.budget import ByteBudget
 from s3vol.cache.conflict import ConflictKeeper
 from s3vol.cache.content import CachedContent
@@ -85,7 +86,8 @@ def assemble(
 
     registry = Registry(files, first_content_id, forget)
     space = Space(directory, files, journal, settings, health, registry.drop)
-    fetcher = Fetcher(store, files, space, budget, settings, health)
+    shelf = Shelf(settings.memory_bytes // 2)  # what two sequential readers have before them at the default
+    fetcher = Fetcher(store, files, space, budget, shelf, settings, health)
     sender = Sender(store, files, fetcher, journal, ledger, budget, settings, health, cache_id)
     guard = Guard(store)
     keeper = ConflictKeeper(store, sender, guard, budget, settings, health, cache_id, conflicted, tell)

@@ -16,7 +16,8 @@ A *generation* counts changes (bytes, size, metadata). The content is DIRTY whil
 changed, else bytes written shortly before a crash would be taken for the base's.
 
 Bytes that are present stay present while a fetch of the same chunk is on its way (`fetching` forbids eviction), so
-what a fetch brings may be filled into the gaps that are there when it arrives, and into nothing else.
+what a fetch brings may be filled into the gaps that are there when it arrives, and into nothing else. While a thread
+puts fetched bytes on the disk, the chunks are also in `landing`: whoever wants to change them waits until it has ended.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from dataclasses import dataclass, field
 import trio
 
 from s3vol.cache.base import State
+from s3vol.cache.bodies import ContentBodies
 from s3vol.cache.extents import Range, RangeSet
 from s3vol.cache.readahead import Readahead
 from s3vol.cache.records import Row
@@ -107,6 +109,8 @@ class CachedContent:
     stream: Stream | None = None
     unstreamable: bool = False  # streaming failed: the publish sends everything
     fetching: dict[int, trio.Event] = field(default_factory=dict)
+    landing: dict[int, trio.Event] = field(default_factory=dict)
+    bodies: ContentBodies = field(default_factory=ContentBodies)  # of what is not dirty
     watchers: set[trio.CancelScope] = field(
         default_factory=set
     )  # of those who wait for a publish; progress extends them
@@ -171,6 +175,13 @@ class CachedContent:
             return []
         return self.present.overlap(start, min(end, self.base_limit))
 
+    def landing_in(self, start: int, end: int) -> trio.Event | None:
+        """Set when a thread has written a chunk of the range, which may then be changed; None: there is no such."""
+        for index, over in self.landing.items():
+            if index * CHUNK_BYTES < end and start < (index + 1) * CHUNK_BYTES:
+                return over
+        return None
+
     def evicted(self, start: int, end: int) -> None:
         """The range has become a hole of the data file."""
         self.present.remove(start, end)
@@ -183,6 +194,7 @@ class CachedContent:
 
     def written(self, start: int, end: int) -> None:
         """The bytes of a write are in the data file."""
+        self.bodies.drop(start, end)
         if start > self.size:
             self.present.add(self.size, start)
         self.present.add(start, end)
@@ -195,6 +207,7 @@ class CachedContent:
     def resized(self, size: int) -> None:
         """Truncate: what is cut is forgotten, what is added is a hole."""
         if size < self.size:
+            self.bodies.drop(size)
             for ranges in (self.present, self.dirty, self.inflight, self.journaled, self.unjournaled):
                 ranges.remove(size, self.size)
             self.base_limit = min(self.base_limit, size)
@@ -262,6 +275,7 @@ class CachedContent:
 
     def rebase(self, version: Version) -> None:
         """The bytes that are absent here are those of the object at `version`."""
+        self.bodies.drop(0)
         self.base = version
         self.derived = True
         self.unresolved = False

@@ -7,13 +7,20 @@ something else, is refused. No symbolic link is followed inside.
 Theory of operation. Reads try `preadv(RWF_NOWAIT)` on the event loop: 1 µs when the bytes are in the page cache, and an
 honest "would block" otherwise, upon which a thread reads. tmpfs does not know the flag and never blocks. Writes go to
 the page cache on the loop in pieces of at most 1 MiB. Only what waits for the device is sent to a thread: fdatasync,
-cold reads. Descriptors are kept in a bounded LRU; a pinned one is never closed, so that a number cannot come to
-mean another file under a thread.
+cold reads, and direct writes. Descriptors are kept in a bounded LRU; a pinned one is never closed, so that a number
+cannot come to mean another file under a thread.
+
+Long runs of fetched bytes go past the page cache (`write_direct`: O_DIRECT from an aligned buffer into blocks that were
+reserved): a tenth of the processor time, and the kernel holds them once, as pages of the mount. The page cache must not
+hold older bytes of such a range. The kernel drops what it has of it before and after the write, but not a page that
+is dirty then; so no page may reach from bytes that are there into bytes that are not: chunks are whole pages, parts of
+pages are written through the page cache, and the kernel's own readahead, which does not know what is a hole, is off
+(POSIX_FADV_RANDOM).
 
 Blocks are counted by `st_blocks` of each file (0.8 µs), which is what the cap is about; holes cost nothing.
 
-Rejected: one file per chunk (a rename and a directory entry per MiB, no punching), O_DIRECT (aligned buffers from
-Python, and the page cache is the point), mmap (a full disk is SIGBUS).
+Rejected: one file per chunk (a rename and a directory entry per MiB, no punching), O_DIRECT for everything (programs
+write small and read again), mmap (a full disk is SIGBUS).
 """
 
 from __future__ import annotations
@@ -25,13 +32,14 @@ import os
 import resource
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
+from s3vol.cache.direct import DirectWriter
 from s3vol.errors import Corrupt, NoSpace, PosixError, S3volError, UsageError
 from s3vol.store.base import Buffer
 from s3vol.types import MIB
@@ -157,6 +165,7 @@ class DataFiles:
         self._nowait: int | None = os.RWF_NOWAIT
         self._threads = trio.CapacityLimiter(16)
         self._unsynced_names: set[int] = set()
+        self._direct = DirectWriter()
 
     def exists(self, content_id: int) -> bool:
         """True when the content has a data file."""
@@ -193,6 +202,7 @@ class DataFiles:
         if not known:
             self._blocks[content_id] = 0
             self._unsynced_names.add(content_id)
+        os.posix_fadvise(entry.fd, 0, 0, os.POSIX_FADV_RANDOM)
         self._open[content_id] = entry
         if len(self._open) > self._limit:
             self._close_oldest()
@@ -255,6 +265,17 @@ class DataFiles:
                 raise _translate(error, "cache disk, write") from None
             finally:
                 self._count(content_id, fd)
+
+    async def write_direct(self, content_id: int, pieces: Sequence[tuple[int, memoryview]]) -> None:
+        """Write (offset, bytes) past the page cache, in a thread; offsets and lengths are multiples of PAGE_BYTES.
+
+        The caller has reserved the blocks, and keeps everybody else off these ranges until this is over.
+        """
+        try:
+            with self._pin(content_id) as fd:
+                await trio.to_thread.run_sync(self._direct.write, fd, pieces, limiter=self._direct.threads)
+        except OSError as error:
+            raise _translate(error, "cache disk, direct write") from None
 
     def reserve(self, content_id: int, start: int, length: int) -> None:
         """Allocate blocks for the range, so that a write to it cannot meet a full disk. Raises NoSpace. No await."""

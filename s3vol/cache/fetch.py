@@ -9,6 +9,10 @@ Every GET carries If-Match. If the content has another base when the answer arri
 was renamed), the answer is thrown away and the look repeated. What arrives is written only into gaps that are there
 now, with no `await` between look and pwrite: a write that came first stays.
 
+A long run (readahead of a sequential reader) *lands*: readers are served from memory at once (cache/bodies.py), and a
+thread writes it past the page cache. Its chunks stay claimed (`fetching`) for those who need them on the disk, and
+nobody changes them (`landing`) until the thread is done.
+
 While a publish is at work the object may already be the new one although we have not seen the reply: a failed
 If-Match then waits for the publish before it means anything; not while it holds chunks or budget that the publisher
 may need.
@@ -24,10 +28,12 @@ from functools import partial
 import trio
 
 from s3vol.cache.base import CacheSettings
+from s3vol.cache.bodies import Shelf
 from s3vol.cache.budget import ByteBudget
 from s3vol.cache.content import CachedContent
+from s3vol.cache.direct import PAGE_BYTES
 from s3vol.cache.disk import PIECE_BYTES, DataFiles
-from s3vol.cache.extents import Range
+from s3vol.cache.extents import Range, RangeSet
 from s3vol.cache.space import Space
 from s3vol.cache.tasks import run_all
 from s3vol.errors import Corrupt, NotFound, PreconditionFailed
@@ -36,11 +42,12 @@ from s3vol.types import CHUNK_BYTES, MIB, Health
 
 RUN_BYTES = 8 * MIB
 _RUN_CHUNKS = RUN_BYTES // CHUNK_BYTES
+_LANDING_BYTES = 3 * MIB  # a reader's own fetch is shorter: the kernel asks for 1 MiB at most, which touches two chunks
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Run:
-    """Chunks first to last, claimed by one fetch."""
+    """Chunks first to last, claimed by one fetch. `over` is set when those who wait for them should look again."""
 
     first: int
     last: int
@@ -60,6 +67,7 @@ class Fetcher:
         files: DataFiles,
         space: Space,
         budget: ByteBudget,
+        shelf: Shelf,
         settings: CacheSettings,
         health: Health,
     ) -> None:
@@ -67,15 +75,20 @@ class Fetcher:
         self._files = files
         self._space = space
         self._budget = budget
+        self._shelf = shelf
         self._health = health
         self._downloads = trio.Semaphore(settings.downloads)
 
-    async def ensure(self, content: CachedContent, start: int, end: int, *, publishing: bool = False) -> None:
+    async def ensure(
+        self, content: CachedContent, start: int, end: int, *, publishing: bool = False, reading: bool = False
+    ) -> None:
         """Return when the range was present at a moment after the call, or the content is dropped.
 
-        `publishing`: the caller is the publisher.
+        `publishing`: the caller is the publisher. `reading`: bytes in memory will do (`content.bodies`).
         """
         while not content.dropped and (missing := content.absent(start, end)):
+            if reading and content.bodies.covers(start, end):
+                return
             runs, busy = self._claim(content, missing)
             if not runs and busy is not None:
                 await busy.wait()
@@ -117,8 +130,12 @@ class Fetcher:
                 await self._space.make_room(end - start)
                 async with self._downloads, self._budget.hold(end - start):
                     body = await self._get(content, start, end, publishing=publishing)
-                    if body is not None:
+                    if body is None:
+                        pass
+                    elif publishing or end - start < _LANDING_BYTES:
                         await self._fill(content, start, body)
+                    else:
+                        await self._land(content, run, start, memoryview(body))
             return
         except _BeingPublished:
             pass  # wait for the publisher below, when it can have our chunks, semaphore and budget
@@ -159,9 +176,45 @@ class Fetcher:
                 return
             for low, high in content.absent(start + at, piece_end):
                 self._files.write(content.id, low, view[low - start : high - start])
-                content.filled(low, high)
-                for index in range(low // CHUNK_BYTES, (high - 1) // CHUNK_BYTES + 1):
-                    self._space.lru.use(content, index)
+                self._filled(content, low, high)
+
+    async def _land(self, content: CachedContent, run: _Run, start: int, body: memoryview) -> None:
+        """Serve readers from `body`, and bring it to the disk past the page cache."""
+        base = content.base
+        for low, high in content.absent(start, start + len(body)):
+            self._shelf.put(content.bodies, low, body[low - start : high - start])
+        run.over.set()
+        run.over = over = trio.Event()
+        chunks = range(run.first, run.last + 1)
+        content.fetching.update(dict.fromkeys(chunks, over))
+        await self._space.make_room(len(body))  # others may have used what was made before
+        if content.base is not base or content.dropped:
+            return
+        # No await from here to the thread: nobody else writes into what is a gap now.
+        gaps = content.absent(start, start + len(body))
+        cores = [core for gap in gaps if (core := _whole_pages(gap))]
+        content.landing.update(dict.fromkeys(chunks, over))
+        landed = False
+        try:
+            for low, high in cores:
+                self._files.reserve(content.id, low, high - low)
+            for low, high in _differences(gaps, cores):
+                self._files.write(content.id, low, body[low - start : high - start])
+            await self._files.write_direct(content.id, [(low, body[low - start : high - start]) for low, high in cores])
+            landed = content.base is base and not content.dropped
+        finally:
+            for index in chunks:
+                del content.landing[index]
+            for low, high in gaps:
+                if landed:
+                    self._filled(content, low, high)
+                elif not content.dropped:
+                    self._files.punch(content.id, low, high)
+
+    def _filled(self, content: CachedContent, start: int, end: int) -> None:
+        content.filled(start, end)
+        for index in range(start // CHUNK_BYTES, (end - 1) // CHUNK_BYTES + 1):
+            self._space.lru.use(content, index)
 
     async def read_through(
         self, content: CachedContent, start: int, length: int, *, publishing: bool = False
@@ -196,6 +249,20 @@ def _overlay(result: bytearray, start: int, gaps: list[Range], fetched: list[tup
         else:
             return False
     return True
+
+
+def _whole_pages(gap: Range) -> Range | None:
+    """The pages that lie in the gap with all their bytes."""
+    low, high = -(-gap[0] // PAGE_BYTES) * PAGE_BYTES, gap[1] // PAGE_BYTES * PAGE_BYTES
+    return (low, high) if low < high else None
+
+
+def _differences(gaps: list[Range], cores: list[Range]) -> RangeSet:
+    """The bytes of the gaps that no core has."""
+    rest = RangeSet(gaps)
+    for low, high in cores:
+        rest.remove(low, high)
+    return rest
 
 
 def _release(content: CachedContent, run: _Run) -> None:

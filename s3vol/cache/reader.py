@@ -1,8 +1,9 @@
 """Reader: serves bytes of a content, from the disk if they are there.
 
-Theory of operation. The hot path is one `preadv(RWF_NOWAIT)` on the event loop. Everything else (absent bytes, a cold
-page cache) is the slow path: fetch, read in a thread, and look again, because bytes may be evicted while a thread
-reads them. A disk without room does not stop readers: they get the bytes from memory.
+Theory of operation. The hot path is one `preadv(RWF_NOWAIT)` on the event loop, or, right behind the readahead, a look
+at bytes that are still in memory. Everything else (absent bytes, a cold page cache) is the slow path: fetch, read in a
+thread, and look again, because bytes may be evicted while a thread reads them. A disk without room does not stop
+readers: they get the bytes from memory.
 
 Readahead is decided per read (cache/readahead.py) and done by tasks that nobody waits for; too many of them are not
 begun.
@@ -58,6 +59,8 @@ class Reader:
         lru = self._space.lru
         for index in range(offset // CHUNK_BYTES, (end - 1) // CHUNK_BYTES + 1):
             lru.use(content, index)
+        if content.bodies and (held := content.bodies.serve(offset, end)) is not None:
+            return held
         if content.present.covers(offset, end):
             data = self._files.read_now(content.id, offset, end - offset)
             if data is not None:
@@ -71,10 +74,12 @@ class Reader:
                 if end <= offset:
                     return b""
                 try:
-                    await self._fetcher.ensure(content, offset, end)
+                    await self._fetcher.ensure(content, offset, end, reading=True)
                     self._writeback.filled(content)
                 except NoSpace:
                     return await self._fetcher.read_through(content, offset, end - offset)
+                if (held := content.bodies.serve(offset, end)) is not None:
+                    return held
                 if content.absent(offset, end):
                     if content.dropped:
                         raise ValueError(f"{content.key}: read without a reference")

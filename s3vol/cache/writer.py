@@ -92,6 +92,9 @@ class Writer:
                     deadline_s, Unavailable("too much unpublished data; the endpoint is too slow")
                 )
                 return False
+        if (landing := content.landing_in(start, end)) is not None:
+            await landing.wait()
+            return False
         new = 0 if content.dirty.covers(start, end) else end - start - content.present.count(start, end)
         if new and self._space.missing_bytes(new) > 0:
             try:
@@ -178,6 +181,9 @@ class Writer:
             if content.recorded_in(low, high):
                 await self._space.unrecord(content, low, high)
                 continue
+            if (landing := content.landing_in(low, high)) is not None:
+                await landing.wait()
+                continue
             if size < content.size and content.journal_state is State.DIRTY:
                 await self._cut_durably(content, size)
                 continue
@@ -194,6 +200,8 @@ class Writer:
         """
         async with content.sync_lock:
             if size >= content.size or content.cutting is not None or content.recorded_in(size, content.size):
+                return
+            if content.landing_in(size, content.size) is not None:
                 return
             cutting = content.cutting = trio.Event()
             content.resized(size)

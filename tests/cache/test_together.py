@@ -62,6 +62,17 @@ class Crowd:
             self.did_something()
             await trio.lowlevel.checkpoint()
 
+    async def sequential_reader(self) -> None:
+        """Long runs land while others write into them; what is right is the writers' business."""
+        while True:
+            for at in range(0, self.content.size, MIB):
+                try:
+                    await self.cache.read(self.content, at, MIB)
+                except Unavailable:
+                    self.rig.health.count("injected")
+                await trio.lowlevel.checkpoint()
+            self.did_something()
+
     async def evictor(self) -> None:
         while True:
             await self.cache.parts.space.evict(self.random.randrange(8 * MIB))
@@ -96,7 +107,7 @@ async def test_nothing_is_lost_or_mixed_up(rig: Rig, tmp_path: Path, mebibytes: 
         crowd = Crowd(rig, cache, content, body, seed)
         third = len(body) // 3
         async with trio.open_nursery() as nursery:
-            for work in (crowd.publisher, crowd.syncer, crowd.evictor, crowd.saboteur):
+            for work in (crowd.publisher, crowd.syncer, crowd.evictor, crowd.saboteur, crowd.sequential_reader):
                 nursery.start_soon(work)
             async with trio.open_nursery() as writers:
                 for at in range(3):
