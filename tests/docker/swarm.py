@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -89,11 +89,14 @@ class Swarm:
         for node in (*(engine.node for engine in self.engines), self.hub):
             node.close()
 
-    def ask(self, engine: Engine, path: str, **filters: list[str]) -> Any:
-        """What an engine's API answers to GET."""
+    def ask(
+        self, engine: Engine, path: str, filters: Mapping[str, Sequence[str]] | None = None, *, every: bool = False
+    ) -> Any:
+        """What an engine's API answers to GET; `every`: containers that do not run as well."""
         connection = UnixConnection(engine.node.path("run/docker.sock"), ASK_S)
         try:
-            connection.request("GET", f"{path}?filters={quote(json.dumps(filters))}", headers={"Host": "docker"})
+            query = f"filters={quote(json.dumps(filters or {}))}&all={int(every)}"
+            connection.request("GET", f"{path}?{query}", headers={"Host": "docker"})
             reply = connection.getresponse()
             answer = json.loads(reply.read())
         finally:
@@ -104,7 +107,7 @@ class Swarm:
     def tasks(self, service: str) -> dict[str, str]:
         """Node name of each running task, by container id."""
         names = {node["ID"]: node["Description"]["Hostname"] for node in self.ask(self.manager, "/nodes")}
-        wanted = self.ask(self.manager, "/tasks", **{"service": [service], "desired-state": ["running"]})
+        wanted = self.ask(self.manager, "/tasks", {"service": [service], "desired-state": ["running"]})
         running: list[Mapping[str, Any]] = [task for task in wanted if task["Status"]["State"] == "running"]
         return {task["Status"]["ContainerStatus"]["ContainerID"]: names[task["NodeID"]] for task in running}
 

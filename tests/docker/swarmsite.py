@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.docker.engine import Engine
 from tests.docker.plugin import Cable, Plugin
 from tests.docker.site import on_host_disk
 from tests.docker.swarm import BRIDGE_ADDRESS, Swarm
@@ -81,9 +82,18 @@ class SwarmSite(Swarm):
     def remove_stack(self, stack: str) -> None:
         """`stack rm`, and wait as well; a deployment that still sees the network of the last one fails."""
         self.docker("stack", "rm", stack)
-        label = f"com.docker.stack.namespace={stack}"
-        wait_for(lambda: not self.ask(self.manager, "/networks", label=[label]), REMOVED_S, "its network to be gone")
+        its = {"label": [f"com.docker.stack.namespace={stack}"]}
+        wait_for(lambda: not self.ask(self.manager, "/networks", its), REMOVED_S, "its network to be gone")
         self._await_no_containers()
+
+    def _remove_containers(self, engine: Engine) -> None:
+        def none() -> bool:
+            found = [container["Id"] for container in self.ask(engine, "/containers/json", every=True)]
+            if found:
+                engine.run("rm", "-fv", *found)  # the swarm removes some of them in the same moment
+            return not found
+
+        wait_for(none, REMOVED_S, "all containers to be gone")
 
     def _await_no_containers(self) -> None:
         def none() -> bool:
@@ -137,5 +147,5 @@ class SwarmSite(Swarm):
         if services:
             self.docker("service", "rm", *services)
         for engine in self.engines:
-            engine.remove_containers()
-        self._await_no_containers()
+            self._remove_containers(engine)
+        self.await_idle()

@@ -223,6 +223,22 @@ def test_a_volume_that_was_made_elsewhere_this_very_moment_is_no_local_one_here(
     assert swarm.on_host_disk() == []
 
 
+def test_doctor_names_a_local_volume_that_shadows_one_of_the_swarm(swarm: SwarmSite) -> None:
+    volume = fresh("shadow")
+    swarm.worker.docker("volume", "create", volume)  # as a node makes it that has no driver yet
+    swarm.manager.docker("volume", "create", "-d", "s3vol", volume)
+    swarm.worker.sleeper("victim", "-v", f"{volume}:/d")
+    told = swarm.plugins[1].cli("doctor", "--docker")
+    assert told.returncode == 1
+    assert f"local volume {volume} shadows the s3vol volume of that name, and is used by victim" in told.stdout
+    swarm.worker.docker("rm", "-f", "victim")
+    swarm.worker.docker("volume", "rm", volume)
+    for plugin in swarm.plugins:
+        healthy = plugin.cli("doctor", "--docker")
+        assert healthy.returncode == 0, healthy.stdout
+    assert swarm.worker.inspect("volume", volume)["Driver"] == "s3vol"
+
+
 def test_a_volume_made_on_one_node_is_found_on_all_and_its_removal_too(swarm: SwarmSite) -> None:
     volume = fresh()
     swarm.manager.docker("volume", "create", "-d", "s3vol", "-o", "uid=33", volume)
