@@ -80,10 +80,8 @@ class SwarmSite(Swarm):
         self._await_no_containers()
 
     def remove_stack(self, stack: str) -> None:
-        """`stack rm`, and wait as well; a deployment that still sees the network of the last one fails."""
+        """`stack rm`, and wait as well."""
         self.docker("stack", "rm", stack)
-        its = {"label": [f"com.docker.stack.namespace={stack}"]}
-        wait_for(lambda: not self.ask(self.manager, "/networks", its), REMOVED_S, "its network to be gone")
         self._await_no_containers()
 
     def _remove_containers(self, engine: Engine) -> None:
