@@ -14,6 +14,7 @@ from dataclasses import replace
 from s3vol import layers
 from s3vol.config import MountOptions
 from s3vol.store.base import Store
+from s3vol.store.buckets import make_bucket
 from s3vol.store.open import open_store
 from s3vol.store.settings import StoreSettings, parse_source, store_settings
 from s3vol.types import Health
@@ -44,6 +45,12 @@ async def open_volume(volume: Volume, settings: Settings) -> AsyncIterator[Store
         yield store
     finally:
         await store.aclose()
+
+
+async def make_bucket_of(volume: Volume, settings: Settings) -> bool:
+    """Make a volume's bucket unless it is there; True when it was made. Raises UsageError, and as a store does."""
+    access = _access(settings, volume.options, volume.credentials or settings.credentials)
+    return await make_bucket(parse_source(volume.source), access)
 
 
 def mount_options(volume: Volume, settings: Settings) -> MountOptions:

@@ -38,6 +38,7 @@ from s3vol_plugin.driver import Driver
 from s3vol_plugin.http import Portal, make_app
 from s3vol_plugin.kernel import LinuxKernel
 from s3vol_plugin.late import LateStore
+from s3vol_plugin.making import prepare
 from s3vol_plugin.node import Node
 from s3vol_plugin.notify import Systemd
 from s3vol_plugin.options import load_settings, parse_options
@@ -128,6 +129,7 @@ async def _serve(settings: Settings, state: State, listener: socket.socket, stop
                 node,
                 lambda name, options: parse_options(name, options, settings),
                 lambda volume: delete_objects(volume, registry=registry, settings=settings),
+                lambda volume, given: prepare(volume, given, settings),
             )
             docker = Docker(settings.docker_socket)
             upkeep = Upkeep(node, docker)

@@ -73,12 +73,25 @@ class DeleteObjects(Protocol):
     def __call__(self, volume: Volume) -> Awaitable[object]: ...
 
 
+class Prepare(Protocol):
+    """Makes what a new volume needs in its store, as its options say. Raises S3volError."""
+
+    def __call__(self, volume: Volume, options: Mapping[str, str], /) -> Awaitable[object]: ...
+
+
+async def _nothing(volume: Volume, options: Mapping[str, str]) -> None:
+    """For a driver without a store."""
+
+
 class Driver:
     """The verbs. They may run at the same time; what must not is ordered by the lock of the volume (`node`)."""
 
-    def __init__(self, node: Node, make_volume: MakeVolume, delete_objects: DeleteObjects) -> None:
+    def __init__(
+        self, node: Node, make_volume: MakeVolume, delete_objects: DeleteObjects, prepare: Prepare = _nothing
+    ) -> None:
         self._node = node
         self._make_volume = make_volume
+        self._prepare = prepare
         self._delete_objects = delete_objects
         self.on_activate: Callable[[], None] = lambda: None  # a dockerd has started; must not block
 
@@ -127,6 +140,7 @@ class Driver:
             raise UsageError("name: 1 to 128 letters, digits, `_`, `.` or `-`, of which the first is a letter or digit")
         wanted = self._make_volume(request.name, request.options)
         with trio.move_on_after(CREATE_S) as scope:
+            await self._prepare(wanted, request.options)
             made = await self._node.registry.create(wanted)
         if scope.cancelled_caught:
             raise Unavailable(f"the registry of volumes does not answer within {CREATE_S:g} s; try again")
@@ -148,7 +162,7 @@ class Driver:
             mountpoint = await self._mount(request, trio.current_time() + MOUNT_S)
             log.info("in use", extra=where)
             return {"Mountpoint": mountpoint}
-        raise Unavailable(f"not mounted within {MOUNT_S:g} s; `s3vol volume inspect {request.name}` says why")
+        raise Unavailable(f"not mounted within {MOUNT_S:g} s; `s3vol doctor --docker` says why")
 
     async def _mount(self, request: Request, deadline_s: float) -> str:
         volume = self._node.names.known(request.name)
@@ -277,6 +291,8 @@ class Driver:
 
     async def _remove(self, volume: Volume) -> None:
         node = self._node
+        if volume.sticky:
+            raise UsageError(f"is sticky; `s3vol volume rm {volume.name}` removes it")
         await self._leave(volume)
         await self._check_holders(volume)
         await node.registry.remove(volume)
@@ -329,7 +345,7 @@ class Driver:
 
 def _substance(volume: Volume) -> tuple[object, ...]:
     """What makes two volumes of one name the same for the user."""
-    return volume.source, dict(volume.options), volume.credentials, volume.on_remove
+    return volume.source, dict(volume.options), volume.credentials, volume.on_remove, volume.sticky
 
 
 async def _insist(ask: Callable[[], Awaitable[T]], deadline_s: float) -> T:

@@ -49,7 +49,12 @@ def _row(name: str, parse: object, help: str, shown: str) -> Option:
 OWN: Mapping[str, Option] = {
     row.name: row
     for row in (
-        _row("bucket", parse_bucket, "Bucket of the volume. It must exist.", "that of the registry"),
+        _row(
+            "bucket",
+            parse_bucket,
+            "Bucket of the volume. It must exist, or say `create-bucket=yes`.",
+            "that of the registry",
+        ),
         _row(
             "prefix",
             parse_prefix,
@@ -84,6 +89,13 @@ OWN: Mapping[str, Option] = {
             "inside the other's; read-only volumes may overlap anything.",
             "no",
         ),
+        _row(
+            "sticky",
+            units.parse_flag,
+            "Docker cannot remove the volume: neither `docker volume rm`, nor `docker-compose down -v`, nor a click. "
+            "`s3vol volume rm` does.",
+            "no",
+        ),
         _row("access", units.Choice(("shared",)), "`shared`: any number of nodes at a time.", "shared"),
         _row(
             "consistency",
@@ -97,7 +109,12 @@ OWN: Mapping[str, Option] = {
             "`writethrough` stands for `close=remote`, `writeback` for `close=local`.",
             "writethrough",
         ),
-        _row("create-bucket", units.parse_flag, "Only `no`: a mistyped name must not make a bucket.", "no"),
+        _row(
+            "create-bucket",
+            units.parse_flag,
+            "Make `bucket` if it does not exist. Not by itself, because a mistyped name would make one.",
+            "no",
+        ),
         _row("preempt", units.parse_flag, "Only `no`: there is no exclusive access to take.", "no"),
         _row("o", units.parse_text, "More options, comma-separated, as the `local` driver has it.", "none"),
     )
@@ -120,7 +137,6 @@ MISSING: Mapping[str, str] = {
     "size": "there are no quotas; `cache-size` is the room on each node's disk, a bucket's quota is set on the server",
     "from": "volumes cannot be cloned; `s3vol volume import` copies a directory",
     "snapshot": "there are no snapshots; the bucket's versioning keeps old versions",
-    "sticky": "a volume in use is never removed, and a removed one can be undeleted for 7 days",
 }
 """What other drivers have and this version has not."""
 

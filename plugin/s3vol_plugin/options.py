@@ -55,6 +55,8 @@ def parse_options(name: str, opts: Mapping[str, str] | None, settings: Settings)
     if own.get("on-remove") == "delete" and mode == "readonly":
         raise UsageError("option on-remove: a read-only volume does not delete what it may not write")
     endpoint = _endpoint(rows, own, settings)
+    if own.get("create-bucket") and "bucket" not in own:
+        raise UsageError("option create-bucket: needs bucket=NAME; the registry's own bucket is there")
     named = own.get("credentials", "")
     if named:
         credentials.read(settings.credentials_directory, named)
@@ -68,7 +70,13 @@ def parse_options(name: str, opts: Mapping[str, str] | None, settings: Settings)
         credentials=named,
         on_remove="delete" if own.get("on-remove") == "delete" else "retain",
         share=own.get("share", False),
+        sticky=own.get("sticky", False),
     )
+
+
+def wants_bucket(opts: Mapping[str, str] | None) -> bool:
+    """True when the bucket is to be made if it is missing. Raises as parse_options."""
+    return bool(_sort_out(opts or {})[0].get("create-bucket"))
 
 
 def _sort_out(opts: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -139,7 +147,7 @@ def _own(name: str, given: str, text: str) -> tuple[str, str]:
     if name in ("access", "consistency"):
         _parsed(table.OWN[name], text, given)
         return "", ""
-    if name in ("preempt", "create-bucket"):
+    if name == "preempt":
         if _switch(given, text):
             raise UsageError(
                 f"option {given}: not in this version: {table.OWN[name].help.partition(': ')[2].rstrip('.')}"

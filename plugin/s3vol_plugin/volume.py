@@ -34,10 +34,10 @@ class Volume:
     """One volume of the registry.
 
     `source` is the canonical URL that `s3vol mount` takes, `options` are rows of the options table as raw text by
-    their hyphened name. `share` says that another volume may write to the same source. `created_at` and `removed_at`
-    are RFC 3339 in UTC; a volume with `removed_at` is a tombstone. It can be undeleted, unless `deletion` of its
-    objects has begun; `deletion` is never set on a volume that is there. `clearing` is a nonce on a tombstone whose
-    time is over and whose record is being deleted in this moment.
+    their hyphened name. `share` says that another volume may write to the same source, `sticky` that dockerd may not
+    remove it. `created_at` and `removed_at` are RFC 3339 in UTC; a volume with `removed_at` is a tombstone. It can be
+    undeleted, unless `deletion` of its objects has begun; `deletion` is never set on a volume that is there. `clearing`
+    is a nonce on a tombstone whose time is over and whose record is being deleted in this moment.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Volume:
     credentials: str = ""
     on_remove: Literal["retain", "delete"] = "retain"
     share: bool = False
+    sticky: bool = False
     removed_at: str = ""
     removed_by: str = ""
     deletion: Literal["", "begun", "done"] = ""
@@ -91,6 +92,7 @@ def decode(data: bytes, what: str) -> Volume:
         and volume.on_remove in ("retain", "delete")
         and volume.deletion in ("", "begun", "done")
         and isinstance(volume.share, bool)
+        and isinstance(volume.sticky, bool)
         and isinstance(volume.options, dict)
         and all(isinstance(k, str) and isinstance(v, str) for k, v in volume.options.items())
     )

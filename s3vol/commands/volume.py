@@ -30,6 +30,7 @@ from s3vol_plugin import access, removal
 from s3vol_plugin.base import Holder
 from s3vol_plugin.holders import HOLD_S
 from s3vol_plugin.importing import Import, Report
+from s3vol_plugin.making import prepare
 from s3vol_plugin.options import PREFIX, load_settings, parse_options
 from s3vol_plugin.registry import BucketRegistry
 from s3vol_plugin.settings import Settings
@@ -163,11 +164,13 @@ async def _create(args: argparse.Namespace, settings: Settings, registry: Bucket
 
 async def _make(args: argparse.Namespace, settings: Settings, registry: BucketRegistry) -> Volume:
     """Create a volume. One that is there with the same options is that one, as for docker."""
-    wanted = parse_options(args.name, _options(args.options), settings)
+    given = _options(args.options)
+    wanted = parse_options(args.name, given, settings)
+    await prepare(wanted, given, settings)
     made = await registry.create(wanted)
     differs = [
         name
-        for name in ("source", "options", "credentials", "on_remove")
+        for name in ("source", "options", "credentials", "on_remove", "sticky")
         if getattr(made, name) != getattr(wanted, name)
     ]
     if differs:

@@ -221,6 +221,7 @@ class Rig:
     upkeep: Upkeep
     tasks: trio.Nursery
     deleted: list[str] = field(default_factory=list)
+    prepared: list[tuple[str, Mapping[str, str]]] = field(default_factory=list)
 
     def use(self, uuid: str, pid: int = 7) -> Usage:
         """A container binds what it was told."""
@@ -263,6 +264,7 @@ async def rig(folder: Path, *, adopted: bool = True, boot: str = BOOT) -> AsyncI
         state = State(settings.volumes_directory, boot)
         node = Node(settings, registry, workers, kernel, state, tasks)
         deleted: list[str] = []
+        prepared: list[tuple[str, Mapping[str, str]]] = []
 
         async def delete(volume: Volume) -> None:
             await trio.lowlevel.checkpoint()
@@ -273,9 +275,15 @@ async def rig(folder: Path, *, adopted: bool = True, boot: str = BOOT) -> AsyncI
                 raise UsageError("option bad: unknown; there are: bucket, prefix")
             return volume(name, 99, options=dict(options))
 
-        driver = Driver(node, make, delete)
+        async def prepare(made: Volume, given: Mapping[str, str]) -> None:
+            await trio.lowlevel.checkpoint()
+            if "refused" in given:
+                raise UsageError("bucket 'x': does not exist, and these credentials may not create it")
+            prepared.append((made.name, given))
+
+        driver = Driver(node, make, delete, prepare)
         upkeep = Upkeep(node, None)
         if adopted:
             node.adopted.set()
-        yield Rig(settings, registry, workers, kernel, state, node, driver, upkeep, tasks, deleted)
+        yield Rig(settings, registry, workers, kernel, state, node, driver, upkeep, tasks, deleted, prepared)
         tasks.cancel_scope.cancel()

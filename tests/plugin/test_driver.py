@@ -157,6 +157,15 @@ async def test_create_says_which_option_is_wrong_and_makes_nothing(tmp_path: Pat
         assert it.registry.bucket == {}
 
 
+async def test_what_a_volume_needs_is_made_before_its_record_or_there_is_no_record(tmp_path: Path) -> None:
+    async with rig(tmp_path) as it:
+        await it.driver.create(Request("web", options={"cache-size": "1G"}))
+        assert it.prepared == [("web", {"cache-size": "1G"})]
+        with pytest.raises(UsageError, match="may not create it"):
+            await it.driver.create(Request("other", options={"refused": "yes"}))
+        assert list(it.registry.bucket) == ["web"]
+
+
 async def test_create_is_bounded_when_the_bucket_is_silent(tmp_path: Path, hurried: object) -> None:
     async with rig(tmp_path) as it:
         it.registry.silent = True

@@ -29,6 +29,14 @@ async def test_a_removed_volume_is_a_tombstone_and_its_objects_stay(tmp_path: Pa
         assert it.deleted == []
 
 
+async def test_dockerd_cannot_remove_a_sticky_volume(tmp_path: Path, hurried: object) -> None:
+    async with rig(tmp_path) as it:
+        it.registry.add(volume("kept", 3, sticky=True))
+        with pytest.raises(UsageError, match="sticky; `s3vol volume rm kept`"):
+            await it.driver.remove(Request("kept"))
+        assert not it.registry.bucket["kept"].removed
+
+
 async def test_objects_are_deleted_only_where_it_was_asked_for_and_after_the_tombstone(
     tmp_path: Path, hurried: object
 ) -> None:

@@ -15,7 +15,7 @@ from s3vol.config import OPTIONS
 from s3vol.errors import UsageError
 from s3vol_plugin import credentials, option_table
 from s3vol_plugin.access import mount_options
-from s3vol_plugin.options import load_settings, parse_options
+from s3vol_plugin.options import load_settings, parse_options, wants_bucket
 from s3vol_plugin.settings import Settings
 from s3vol_plugin.volume import Volume, decode, encode
 
@@ -36,6 +36,14 @@ def refused(opts: Mapping[str, str], name: str = "web", **changes: Any) -> str:
     said = str(caught.value)
     assert "\n" not in said
     return said
+
+
+def test_a_bucket_is_made_only_where_it_is_asked_for_and_a_sticky_volume_says_so() -> None:
+    wish = {"bucket": "media", "create_bucket": "yes", "sticky": ""}
+    assert (wants_bucket(wish), wants_bucket({"bucket": "media"}), wants_bucket(None)) == (True, False, False)
+    volume = made(wish)
+    assert (volume.sticky, dict(volume.options), made().sticky) == (True, {}, False)
+    assert decode(encode(volume), "x") == volume
 
 
 @pytest.mark.parametrize("opts", [None, {}, {"access": "shared"}, {"consistency": "close-to-open"}, {"preempt": "no"}])
@@ -122,12 +130,12 @@ def test_every_row_of_the_mount_options_is_taken_ignored_or_refused_with_a_reaso
         ({"size": "10G"}, "not in this version: there are no quotas"),
         ({"snapshot": "x"}, "not in this version"),
         ({"from": "x"}, "s3vol volume import"),
-        ({"sticky": "1"}, "not in this version"),
+        ({"sticky": "perhaps"}, "option sticky"),
         ({"backend": "ipfs"}, "not in this version"),
         ({"backend": "file"}, "where the registry is a directory"),
         ({"consistency": "strict"}, "not in this version"),
         ({"cache-mode": "off"}, "not in this version"),
-        ({"create-bucket": "true"}, "must not make a bucket"),
+        ({"create-bucket": "true"}, "option create-bucket: needs bucket=NAME"),
         ({"write-back": "yes", "close": "remote"}, "option close: contradicts write-back"),
         ({"cache-size": "1G", "o": "cache_size=2G"}, "contradicts cache-size"),
         ({"prefix": "../x"}, "`..` component"),

@@ -247,6 +247,20 @@ def test_credentials_of_a_volume_are_those_of_its_file(minio: Minio, volume: Ter
     assert "4 of 4 verified" in volume("import", "ok", str(tree), "--create", "-o", f"bucket={bucket}", "-o", "share=1")
 
 
+@pytest.mark.parametrize("volume", ["s3"], indirect=True)
+@pytest.mark.minio
+def test_a_bucket_that_is_missing_is_made_on_demand_and_a_sticky_volume_goes_by_this_command(
+    minio: Minio, volume: Terminal
+) -> None:
+    name = f"made-{uuid.uuid4().hex[:12]}"
+    volume("create", "-o", f"bucket={name}", "-o", "create-bucket=yes", "-o", "sticky", "media")
+    assert name in {bucket["Name"] for bucket in minio.client().list_buckets()["Buckets"]}
+    assert json.loads(volume("inspect", "media"))["sticky"]
+    assert "another sticky" in volume("create", "-o", f"bucket={name}", "media", status=2)
+    volume("rm", "media")
+    assert name in {bucket["Name"] for bucket in minio.client().list_buckets()["Buckets"]}
+
+
 def test_the_verbs_are_in_the_help_and_the_start_loads_no_store() -> None:
     code = (
         "import sys; from s3vol.cli import parse; parse(['volume', 'ls']); "
