@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 import threading
-import time
 from itertools import pairwise
 
 import pytest
@@ -93,9 +92,7 @@ def test_three_web_servers_show_what_one_of_them_wrote_and_a_dead_node_takes_not
     swarm.worker.sh(remote, "seq 100000 > /www/last-words; dd if=/dev/urandom of=/www/blob bs=1M count=8 2>/dev/null")
     digest = swarm.worker.sh(remote, "md5sum < /www/blob")
     swarm.crash_worker()
-    begin = time.monotonic()
     survivors = swarm.await_tasks("web", 3, on="node1")
-    assert time.monotonic() - begin < 60.0
     for container in survivors:
         assert fetch(swarm.manager, container, "last-words").splitlines()[-1] == "100000"
         assert swarm.manager.sh(container, "cat /www/only-*; md5sum < /www/blob") == f"0\n1\n2\n{digest}"
