@@ -4,6 +4,11 @@ The directory comes from `make plugin` (plugin/managed). The plugin reads the se
 host, as the service does; `docker plugin set s3vol S3VOL_PLUGIN_...=` overrides them. dockerd is given it by the
 `docker` command, the one program that packs it the way dockerd wants it; the engine is always named by its socket, so
 that a context or a variable of the user leads to no other.
+
+dockerd keeps its records of volumes when the plugin goes, under a driver that nobody has any more; seen with dockerd
+20.10: these names cannot be used then, and after a restart of dockerd `docker run -v NAME:...` makes a local volume
+without a word. A record goes when the driver says that there is no such volume. So before it is removed the plugin runs
+for a moment on an empty registry, in memory, and dockerd is asked for each volume. The bucket is not touched.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from s3vol.commands.plugin_settings import choose, write
 from s3vol.errors import NotFound, S3volError, UsageError
 from s3vol_plugin import checkup
 from s3vol_plugin.docker_api import Docker
+from s3vol_plugin.options import PREFIX
 from s3vol_plugin.settings import Settings
 
 NAME = "s3vol"
@@ -56,10 +62,37 @@ def _uninstall(docker: Docker) -> int:
         for name, driver in container.volumes.items():
             if driver.partition(":")[0] == NAME:
                 raise S3volError(f"volume {name}: is used by container {container.name}; remove that container first")
-    _docker(docker, "plugin", "disable", "--force", NAME)  # its volumes are dockerd's records; they and the data stay
+    names = [volume.name for volume in docker.volumes() if volume.driver.partition(":")[0] == NAME]
+    _docker(docker, "plugin", "disable", "--force", NAME)
+    left = _forget(docker, names) if names else []
     _docker(docker, "plugin", "rm", "--force", NAME)
     print(f"removed; {', '.join(map(str, _HOST_DIRECTORIES))} and /etc/s3vol are left")
+    if left:
+        raise S3volError(
+            f"dockerd still has records of {', '.join(left)}, and finds no driver for them until it is installed again"
+        )
     return 0
+
+
+def _forget(docker: Docker, names: Sequence[str]) -> Sequence[str]:
+    """Make dockerd forget these volumes, by a plugin that knows none; it is disabled before and after.
+
+    Returns those that dockerd still has.
+    """
+    try:
+        _docker(docker, "plugin", "set", NAME, f"{PREFIX}SOURCE=memory:")
+        _docker(docker, "plugin", "enable", NAME)
+    except S3volError:  # it is broken, which may be why it is uninstalled
+        return names
+    left = []
+    for name in names:
+        try:
+            docker.volume(name)
+            left.append(name)
+        except NotFound:
+            continue
+    _docker(docker, "plugin", "disable", "--force", NAME)
+    return left
 
 
 def _status(docker: Docker) -> int:

@@ -195,5 +195,8 @@ def test_status_says_what_dockerd_runs_and_uninstall_refuses_while_it_is_used(ma
     assert status == 0, said
     assert engine.docker("plugin", "ls", "-q") == ""
     assert managed.object(f".s3vol/volumes/{volume}.json") is not None
+    # A record that dockerd had kept would refuse every use of the name, and any other driver's volume of it
+    assert engine.docker("volume", "create", volume) == volume
+    engine.docker("volume", "rm", volume)
     status, said = managed.cli("status")
     assert (status, len(said.splitlines())) == (1, 1), said
