@@ -15,11 +15,11 @@ demo: ## mount a directory as a bucket, write and read through the kernel, show 
 	@tools/bootstrap run
 	@tools/demo
 
-test: ## the whole suite: unit, real MinIO, kernel mounts, public POSIX suites
+test: ## the whole suite: unit, real MinIO, kernel mounts, public POSIX suites, real dockerds
 	@tools/bootstrap test
-	@tools/test -m "not soak and not docker" --durations=15 $(ARGS)
+	@tools/suite $(ARGS)
 
-test-docker: ## the volume driver on real dockerds, alone and as a swarm, in namespaces of their own
+test-docker: ## of these, the volume driver on real dockerds, alone and as a swarm, in namespaces of their own
 	@tools/bootstrap test
 	@tools/test -m "docker and not soak" --durations=15 $(ARGS)
 

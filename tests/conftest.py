@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tests.support.minio import Minio, MinioMissing, required
@@ -15,6 +16,11 @@ for _name in [name for name in os.environ if name.startswith("AWS_")]:
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ["AWS_CONFIG_FILE"] = os.devnull
 os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
+
+
+# How long an example takes depends on what else the machine does; a hang is pytest-timeout's business.
+hypothesis.settings.register_profile("s3vol", deadline=None)
+hypothesis.settings.load_profile("s3vol")
 
 
 @pytest.fixture(scope="session")

@@ -135,7 +135,7 @@ async def find(rig: Rig, cache: ChunkCache, model: bytearray) -> CachedContent:
     return cache.create("f", META)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(st.lists(STEP, max_size=25))
 def test_any_order_of_operations_reads_and_publishes_what_a_bytearray_holds(steps: list[tuple[str, int, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -163,7 +163,7 @@ async def play_and_crash(steps: list[tuple[str, int, int]], folder: Path, power_
         assert rig.body("f") == player.model
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(st.lists(STEP, max_size=20), st.booleans())
 def test_what_was_synced_survives_a_crash_and_is_published_after_it(
     steps: list[tuple[str, int, int]], power_failure: bool

@@ -212,19 +212,19 @@ def run(steps: list[tuple[Any, ...]], capabilities: Capabilities, *, close_remot
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(STEP, max_size=25))
 def test_all_see_the_same_tree_when_close_publishes(steps: list[tuple[Any, ...]]) -> None:
     run(steps, Capabilities(), close_remote=True)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(STEP, max_size=25))
 def test_all_see_the_same_tree_when_close_is_local(steps: list[tuple[Any, ...]]) -> None:
     run(steps, Capabilities(), close_remote=False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(STEP, max_size=25))
 def test_all_see_the_same_tree_on_a_store_that_lists_no_metadata(steps: list[tuple[Any, ...]]) -> None:
     run(steps, Capabilities(list_metadata=False, hides_children=True), close_remote=True)
