@@ -52,6 +52,7 @@ class Facts:
     volumes: Sequence[DockerVolume] = ()
     containers: Sequence[Container] = ()
     dead: Sequence[Usage] = ()
+    silent: Sequence[Usage] = ()
     registered: Collection[str] = ()  # names in the bucket's registry, as far as somebody could read them
     skew_s: float | None = None
 
@@ -76,6 +77,7 @@ def gather(settings: Settings, *, registered: Collection[str] = (), skew_s: floa
         volumes = list(docker.volumes())
     except S3volError as error:
         docker_error = str(error)
+    dead, silent = examine_mounts(read_namespaces())
     return Facts(
         socket=settings.socket,
         socket_error=socket_error,
@@ -85,7 +87,8 @@ def gather(settings: Settings, *, registered: Collection[str] = (), skew_s: floa
         drivers=drivers,
         volumes=volumes,
         containers=containers,
-        dead=dead_mounts(read_namespaces()),
+        dead=dead,
+        silent=silent,
         registered=registered,
         skew_s=skew_s,
     )
@@ -113,14 +116,23 @@ def _call(socket: Path, verb: str, body: Mapping[str, Any]) -> Mapping[str, Any]
     return answer
 
 
-def dead_mounts(namespaces: Iterable[Namespace]) -> list[Usage]:
-    """Mounts of volumes, here and in containers, whose process is gone, or does not answer within 2 s."""
-    found = find_usages(namespaces, lambda mount: mount.source.startswith(LABEL))
-    return [usage for usage in found if not _answers(f"/proc/{usage.pid}/root{usage.mountpoint}")]
+def examine_mounts(namespaces: Iterable[Namespace]) -> tuple[list[Usage], list[Usage]]:
+    """Mounts of volumes, here and in containers: those whose process is gone, and those that do not answer in 2 s."""
+    dead, silent = [], []
+    for usage in find_usages(namespaces, lambda mount: mount.source.startswith(LABEL)):
+        alive = _alive(f"/proc/{usage.pid}/root{usage.mountpoint}")
+        if alive is None:
+            silent.append(usage)
+        elif not alive:
+            dead.append(usage)
+    return dead, silent
 
 
-def _answers(path: str) -> bool:
-    """stat() in a thread of its own: on a mount that hangs it cannot be interrupted, and is left behind."""
+def _alive(path: str) -> bool | None:
+    """Whether a mount's process is there; None when it does not say: it may be waiting for its server.
+
+    stat() in a thread of its own: on a mount that hangs it cannot be interrupted, and is left behind.
+    """
     told: list[bool] = []
 
     def look() -> None:
@@ -133,7 +145,7 @@ def _answers(path: str) -> bool:
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     thread.join(_STAT_S)
-    return bool(told and told[0])
+    return told[0] if told else None
 
 
 def judge(facts: Facts) -> list[str]:
@@ -145,6 +157,11 @@ def judge(facts: Facts) -> list[str]:
             f"dead mount at {usage.mountpoint} of process {usage.pid}: the driver replaces it within a minute; if it "
             "stays: restart that container, or on the host itself: umount -l and restart the containers that use it"
             for usage in facts.dead
+        ),
+        *(
+            f"mount at {usage.mountpoint} of process {usage.pid} does not answer: its server is down or slow, as "
+            "`Status.backend` in `docker volume inspect` says; it goes on by itself"
+            for usage in facts.silent
         ),
         *_leaks(facts),
         *_clock(facts),

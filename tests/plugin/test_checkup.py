@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -15,7 +19,7 @@ from s3vol.store.open import open_store
 from s3vol.store.settings import StoreSettings, parse_source
 from s3vol_plugin import checkup, records
 from s3vol_plugin.base import Usage
-from s3vol_plugin.checkup import Facts, Served, judge
+from s3vol_plugin.checkup import Facts, Served, examine_mounts, judge
 from s3vol_plugin.docker_api import Container, DockerVolume
 from s3vol_plugin.settings import Settings
 from s3vol_plugin.volume import Volume, encode
@@ -75,6 +79,33 @@ def test_references_that_nobody_holds_are_leaked() -> None:
     assert "web counts 2 references" in line
     assert judge(facts(served=leaked, containers=[Container("1", "a", True, {"web": "s3vol"})])) == []
     assert judge(facts(served=leaked, docker_error="no answer"))[0].startswith("dockerd was not examined")
+
+
+def test_a_mount_that_waits_for_its_server_is_not_taken_for_a_dead_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = {name: tmp_path / name for name in ("well", "dead", "silent")}
+    for point in points.values():
+        point.mkdir()
+    found = [Usage(os.getpid(), str(point), "/", read_only=False) for point in points.values()]
+    monkeypatch.setattr(checkup, "find_usages", lambda *_: found)
+    monkeypatch.setattr(checkup, "_STAT_S", 0.2)
+    waiting, stat = threading.Event(), os.stat
+
+    def answer(path: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith("/dead"):
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+        if str(path).endswith("/silent"):
+            waiting.wait(30.0)
+        return stat(path, **options)
+
+    monkeypatch.setattr("s3vol_plugin.checkup.os.stat", answer)
+    dead, silent = examine_mounts([])
+    waiting.set()
+    assert (dead, silent) == ([found[1]], [found[2]])
+    (line,) = judge(facts(silent=silent))
+    assert line.startswith(f"mount at {points['silent']} of process")
+    assert "server is down or slow" in line
 
 
 def test_a_dead_mount_and_a_wrong_clock_are_named() -> None:
