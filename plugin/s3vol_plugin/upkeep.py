@@ -78,8 +78,17 @@ class Upkeep:
         self._ending = True
 
     def reconcile_soon(self) -> None:
-        """A dockerd has started. Does not block."""
-        self._node.tasks.start_soon(self._guarded, self.reconcile)
+        """A dockerd has started. Does not block.
+
+        It waits for the recovery: a process of an earlier run that is found in the middle of a comparison would be
+        taken for one whose containers need no healing, and others of whom nothing is known for dead.
+        """
+
+        async def reconcile() -> None:
+            await self.recovered.wait()
+            await self._guarded(self.reconcile)
+
+        self._node.tasks.start_soon(reconcile)
 
     async def _forever(
         self,

@@ -61,6 +61,22 @@ async def test_what_was_used_and_is_not_served_is_served_again_and_containers_ar
             assert it.reloaded().all() == [Record(WEB, refs={"c1": 1}, dirty=True, heals=1)]
 
 
+async def test_a_dockerd_that_starts_before_processes_of_an_earlier_run_are_found_disturbs_nothing(
+    tmp_path: Path, hurried: object
+) -> None:
+    await remembered(tmp_path, Record(WEB, refs={"c1": 1}, dirty=True))
+    async with rig(tmp_path, adopted=False) as it:
+        it.registry.add(WEB)
+        it.leave_dead(WEB, DEAD)
+        it.upkeep.reconcile_soon()
+        await trio.sleep(10)
+        it.workers.run(WEB)
+        async with running(it):
+            await it.upkeep.recovered.wait()
+            assert [usage for usage, _ in it.kernel.healed] == [DEAD]
+            assert it.workers.started == []
+
+
 async def test_after_a_reboot_what_a_journal_may_hold_is_published_and_let_go(tmp_path: Path, hurried: object) -> None:
     await remembered(tmp_path, Record(WEB, refs={"c1": 1}, dirty=True), boot="before")
     async with rig(tmp_path, adopted=False) as it, running(it):
