@@ -130,18 +130,22 @@ networks:
 """
     path = swarm.folder / "stack.yml"
     path.write_text(compose)
+
+    def writers() -> int:
+        return sum(name.startswith("from-") for name in swarm.objects(f"{stack}_shared"))
+
     before = 0
-    for _ in range(2):
+    for deployments in (1, 2):
         swarm.docker("stack", "deploy", "--resolve-image", "never", "-c", str(path), stack)
         swarm.await_tasks(f"{stack}_grafana", 1)
         wait_for(lambda: count_of(swarm, f"{stack}_grafana") > before + 5, 60.0, "grafana to write on")  # noqa: B023  # called at once
         swarm.docker("service", "scale", "-d", f"{stack}_prometheus=2")
         swarm.await_tasks(f"{stack}_prometheus", 2)
+        wait_for(lambda: writers() >= 2 * deployments, 60.0, "both replicas to write")  # noqa: B023  # called at once
         swarm.remove_stack(stack)
         before = count_of(swarm, f"{stack}_grafana")
     gapless(swarm.objects(f"{stack}_grafana")["log"])
-    wrote = [name for name in swarm.objects(f"{stack}_shared") if name.startswith("from-")]
-    assert len(wrote) >= 4, "both replicas of both deployments"
+    assert writers() >= 4, "both replicas of both deployments"
     assert {f"{stack}_grafana", f"{stack}_shared"} <= set(swarm.worker.volumes())
     assert swarm.on_host_disk() == []
 
