@@ -124,6 +124,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
     arguments = parser.parse_args()
     os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a service is not told to compile its modules at each start
     with (
         tempfile.TemporaryDirectory(prefix="s3vol-bench-", ignore_cleanup_errors=True) as scratch,
         Minio() as server,
