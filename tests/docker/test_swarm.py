@@ -146,7 +146,8 @@ networks:
         before = count_of(swarm, f"{stack}_grafana")
     gapless(swarm.objects(f"{stack}_grafana")["log"])
     assert writers() >= 4, "both replicas of both deployments"
-    assert {f"{stack}_grafana", f"{stack}_shared"} <= set(swarm.worker.volumes())
+    both = {f"{stack}_grafana", f"{stack}_shared"}
+    wait_for(lambda: both <= set(swarm.worker.volumes()), 40.0, "the other node to list them")  # its copy is 30 s old
     assert swarm.on_host_disk() == []
 
 
