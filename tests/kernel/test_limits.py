@@ -108,7 +108,19 @@ def test_a_full_cache_disk_refuses_before_it_accepts_and_keeps_what_it_accepted(
     bucket: Bucket, mount: MountFactory, minio: Minio, tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "disk", 64 << 20) as disk:
-        here = mount("a", "--cache-dir", str(disk), "--cache-free", "8M", "--close", "local", "--fsync", "local")
+        here = mount(
+            "a",
+            "--cache-dir",
+            str(disk),
+            "--cache-free",
+            "8M",
+            "--timeout",
+            "5s",
+            "--close",
+            "local",
+            "--fsync",
+            "local",
+        )
         fd = os.open(here.path / "big", os.O_RDWR | os.O_CREAT)
         minio.pause()  # nothing can be published, so nothing can be evicted
         try:
