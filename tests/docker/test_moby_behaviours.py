@@ -42,7 +42,7 @@ the driver is asked. A to N are what else was seen to go wrong with drivers. A t
 | F  | 200 hostile names | docker/test_hostile: two_hundred_hostile_names_are_refused_and_leave_nothing |
 | G  | a bucket that is too slow | docker/test_outage: a_mount_gives_up_in_time_says_why_and_leaves_nothing |
 | G  | a mount that is too slow | plugin/test_driver: a_mount_has_a_deadline_and_is_undone |
-| H  | cp beside a writer | docker/test_copy_up: cp_with_a_hundred_mounts_beside_a_running_writer |
+| H  | cp beside a writer | docker/test_copy_up: a_hundred_times_cp_beside_a_running_writer |
 | I  | replicas, forced updates, kills | docker/test_swarm: forced_updates_and_kills_lose_no_byte_and_no_mount |
 | J  | no copy-up | docker/test_copy_up: nothing_is_copied_where_nothing_may_be |
 | J  | copy-up | docker/test_copy_up: everything_that_a_tree_can_have_is_copied_into_a_new_volume |
