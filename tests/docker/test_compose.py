@@ -82,7 +82,7 @@ class Machine:
     def web(self) -> list[str]:
         """Names of the running replicas of the web server."""
         rows = self.engine.docker("ps", "--filter", "status=running", "--format", "{{.Names}}").splitlines()
-        return sorted(row for row in rows if re.match(r"demo_web[_.]", row))
+        return sorted(row for row in rows if re.match(r"demo[_-]web[_.-]", row))
 
     def await_replicas(self, count: int) -> list[str]:
         """Wait until so many of them run."""
