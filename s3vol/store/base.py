@@ -7,7 +7,7 @@ Contract, for every backend and every decorator (tests/store/test_conformance.py
 * **Atomic**: put, complete_upload and copy make the whole new object visible at once, or nothing.
 * **Conditional**: with a `Condition`, the check and the change are one step; of N concurrent callers with the same
   condition exactly one wins, the others get PreconditionFailed. IfMatch on a missing key is NotFound.
-* **Idempotent**: head, get, list, delete (a missing key is success), upload_part and copy_part (same number
+* **Idempotent**: head, get, list, uploads, delete (a missing key is success), upload_part and copy_part (same number
   replaces), abort_upload (unknown id is success). put, complete_upload and copy are NOT under a condition:
   repeated after a lost reply they raise PreconditionFailed although the first attempt was applied. Callers put a
   nonce into the metadata and look (`head`) before they call it a conflict.
@@ -88,6 +88,15 @@ class Part:
 
     number: int  # 1-based
     etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A multipart upload that is neither completed nor aborted."""
+
+    key: str
+    id: str
+    begun_ns: int  # by the store's clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +207,10 @@ class Store(Protocol):
 
     async def abort_upload(self, key: str, upload_id: str) -> None:
         """Drop an upload and its parts. An unknown id is success."""
+        ...
+
+    async def uploads(self) -> Sequence[Upload]:
+        """Unfinished multipart uploads, as far as the store remembers them: MinIO forgets them when it restarts."""
         ...
 
     def watch(self, prefix: str) -> AsyncIterator[Change]:

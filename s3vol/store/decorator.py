@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
 
-from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Change, Condition, Page, Part, Store
+from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Change, Condition, Page, Part, Store, Upload
 from s3vol.types import ObjectInfo
 
 T = TypeVar("T")
@@ -30,9 +30,10 @@ Operation: TypeAlias = Literal[
     "copy_part",
     "complete_upload",
     "abort_upload",
+    "uploads",
 ]
 
-READS: frozenset[Operation] = frozenset({"head", "get", "list"})
+READS: frozenset[Operation] = frozenset({"head", "get", "list", "uploads"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +186,10 @@ class Decorator:
     async def abort_upload(self, key: str, upload_id: str) -> None:
         """See Store.abort_upload."""
         await self.around(Call("abort_upload", key), lambda: self.inner.abort_upload(key, upload_id))
+
+    async def uploads(self) -> Sequence[Upload]:
+        """See Store.uploads."""
+        return await self.around(Call("uploads", ""), self.inner.uploads)
 
     def watch(self, prefix: str) -> AsyncIterator[Change]:
         """See Store.watch."""

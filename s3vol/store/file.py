@@ -19,6 +19,7 @@ import errno
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,7 +27,7 @@ import trio
 
 from s3vol.errors import Denied, NameTooLong, NoSpace, QuotaExceeded, Rejected, S3volError, Unavailable, UsageError
 from s3vol.store import rules
-from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Change, Condition, Page, Part, matches
+from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Change, Condition, Page, Part, Upload, matches
 from s3vol.store.file_control import FOLDER_FLAGS, Control
 from s3vol.store.file_io import copy_hashed, write_hashed
 from s3vol.store.file_list import Listing, Query
@@ -268,6 +269,11 @@ class FileStore:
         """See Store.abort_upload."""
         full = self._full(key)
         await self._run("abort_upload", key, lambda: self._uploads.abort(full, upload_id))
+
+    async def uploads(self) -> Sequence[Upload]:
+        """See Store.uploads."""
+        found = await self._run("uploads", "", self._uploads.all)
+        return [replace(it, key=it.key[len(self._prefix) :]) for it in found if it.key.startswith(self._prefix)]
 
     def watch(self, prefix: str) -> AsyncIterator[Change]:
         """Always raises Rejected: inotify sees no other machine, and drops events under load."""

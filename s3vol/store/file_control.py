@@ -136,6 +136,17 @@ class Control:
         with open(fd, "rb") as file:
             return file.read()
 
+    def names(self, folder: str) -> list[str]:
+        """What is in a folder of this area; nothing when there is none."""
+        try:
+            fd = os.open(folder, FOLDER_FLAGS, dir_fd=self.fd)
+        except FileNotFoundError:
+            return []
+        try:
+            return sorted(os.listdir(fd))
+        finally:
+            os.close(fd)
+
     def remove_small(self, path: str) -> None:
         """Remove a file of this area if it is there."""
         with suppress(FileNotFoundError):

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from s3vol.errors import NotFound, Rejected
 from s3vol.store import rules
-from s3vol.store.base import Buffer, Capabilities, Condition, Part
+from s3vol.store.base import Buffer, Capabilities, Condition, Part, Upload
 from s3vol.store.file_control import FOLDER_FLAGS, Control, Temp, wait_for_flock
 from s3vol.store.file_io import append_file, copy_hashed, write_hashed
 from s3vol.store.file_tree import Tree, check_unchanged
@@ -96,6 +96,21 @@ class Uploads:
                 self._remove(upload_id)
         except NotFound:
             return
+
+    def all(self) -> list[Upload]:
+        """Those that are neither completed nor aborted."""
+        found: list[Upload] = []
+        for upload_id in self._control.names("uploads"):
+            path = f"uploads/{upload_id}/{_UPLOAD}"
+            text = self._control.read_small(path)
+            if text is None:
+                continue
+            try:
+                begun_ns = os.stat(path, dir_fd=self._control.fd).st_mtime_ns
+            except FileNotFoundError:  # ended in between
+                continue
+            found.append(Upload(json.loads(text)["key"], upload_id, begun_ns))
+        return found
 
     @contextmanager
     def _opened(self, key: str, upload_id: str) -> Iterator[_Upload]:

@@ -24,7 +24,7 @@ import trio
 
 from s3vol.errors import NotFound, Rejected
 from s3vol.store import rules
-from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Change, Condition, Page, Part
+from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Change, Condition, Page, Part, Upload
 from s3vol.types import NONCE, ObjectInfo
 
 _S_NS = 1_000_000_000
@@ -44,6 +44,7 @@ class _Upload:
     key: str
     metadata: dict[str, str]
     content_type: str
+    begun_ns: int
     parts: dict[int, tuple[str, bytes]] = field(default_factory=dict)
 
 
@@ -82,7 +83,7 @@ class MemoryBucket:
     """
 
     def __init__(self, *, now_ns: Callable[[], int] = time.time_ns) -> None:
-        self._now_ns = now_ns
+        self.now_ns = now_ns
         self.objects: dict[str, _Object] = {}
         self.keys: list[str] = []  # sorted; code point order is the byte order of UTF-8
         self.uploads: dict[str, _Upload] = {}
@@ -101,7 +102,7 @@ class MemoryBucket:
         """Check the condition and make the object visible; returns its ETag."""
         current = self.objects.get(key)
         rules.decide(key, condition, current.info.etag if current else None)
-        modified_ns = self._now_ns() // _S_NS * _S_NS
+        modified_ns = self.now_ns() // _S_NS * _S_NS
         info = ObjectInfo(key, len(body), etag, modified_ns, metadata, content_type)
         if current is None:
             insort(self.keys, key)
@@ -278,7 +279,7 @@ class MemoryStore:
         stored = rules.check_metadata(metadata, self._caps)
         await trio.lowlevel.checkpoint()
         upload_id = uuid.uuid4().hex
-        self.bucket.uploads[upload_id] = _Upload(full, stored, content_type)
+        self.bucket.uploads[upload_id] = _Upload(full, stored, content_type, self.bucket.now_ns())
         return upload_id
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: Buffer) -> Part:
@@ -331,6 +332,16 @@ class MemoryStore:
         upload = self.bucket.uploads.get(upload_id)
         if upload is not None and upload.key == full:
             del self.bucket.uploads[upload_id]
+
+    async def uploads(self) -> Sequence[Upload]:
+        """See Store.uploads."""
+        await trio.lowlevel.checkpoint()
+        skip = len(self._prefix)
+        return [
+            Upload(found.key[skip:], upload_id, found.begun_ns)
+            for upload_id, found in self.bucket.uploads.items()
+            if found.key.startswith(self._prefix)
+        ]
 
     def watch(self, prefix: str) -> AsyncIterator[Change]:
         """See Store.watch. Changes made after this call are told, at most 1,000 of them unread."""

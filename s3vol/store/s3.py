@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 from s3vol.errors import NotFound, PreconditionFailed, Rejected, Unavailable
 from s3vol.store import rules, s3_calls, s3_list
 from s3vol.store import s3_wire as wire
-from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Change, Condition, Page, Part
+from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Change, Condition, Page, Part, Upload
 from s3vol.store.s3_client import Client
 from s3vol.store.s3_copy import copy_object
 from s3vol.store.settings import Source
@@ -235,6 +235,11 @@ class S3Store:
             await self._client.change(
                 f"abort upload of {key}", s3_calls.abort_upload, self._client, self._key(key), upload_id
             )
+
+    async def uploads(self) -> Sequence[Upload]:
+        """See Store.uploads. Asked without a prefix: MinIO answers with all of a bucket, or those of one whole key."""
+        found = await self._client.read("list uploads", s3_calls.uploads, self._client)
+        return [replace(it, key=it.key[len(self._root) :]) for it in found if it.key.startswith(self._root)]
 
     def watch(self, prefix: str) -> AsyncIterator[Change]:
         """Not offered: see Store.watch."""

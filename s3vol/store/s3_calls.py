@@ -23,7 +23,7 @@ from obstore.exceptions import BaseError
 from s3vol.errors import Corrupt, Unavailable
 from s3vol.store import edge
 from s3vol.store import s3_wire as wire
-from s3vol.store.base import Buffer, Condition, Part
+from s3vol.store.base import Buffer, Condition, Part, Upload
 from s3vol.store.s3_client import FAST_BODY_BYTES, SSE_HEADER, Client
 from s3vol.types import ObjectInfo
 
@@ -243,6 +243,16 @@ def complete_upload(client: Client, key: str, upload_id: str, parts: Sequence[Pa
 def abort_upload(client: Client, key: str, upload_id: str) -> None:
     """Drop an upload."""
     client.slow.abort_multipart_upload(Bucket=client.bucket, Key=key, UploadId=upload_id)
+
+
+def uploads(client: Client) -> list[Upload]:
+    """Unfinished uploads of the whole bucket."""
+    pages = client.slow.get_paginator("list_multipart_uploads").paginate(Bucket=client.bucket)
+    return [
+        Upload(row["Key"], row["UploadId"], int(row["Initiated"].timestamp() * _NS))
+        for page in pages
+        for row in page.get("Uploads", [])
+    ]
 
 
 def _conditional(condition: Condition) -> dict[str, Any]:

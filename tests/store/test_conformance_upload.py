@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -10,6 +11,7 @@ from s3vol.errors import NotFound, PreconditionFailed, Rejected
 from s3vol.store.base import ABSENT, Condition, Part, Store, matches
 from s3vol.store.rules import multipart_etag
 from s3vol.types import NONCE
+from tests.store.conftest import OpenAt
 from tests.store.test_conformance import WRITERS, race
 
 
@@ -225,3 +227,15 @@ async def test_an_object_is_rebuilt_from_itself_with_one_part_changed(store: Sto
 async def test_a_directory_marker_is_never_uploaded(store: Store) -> None:
     with pytest.raises(Rejected):
         await store.create_upload("d/", metadata={})
+
+
+async def test_uploads_are_listed_until_they_are_completed_or_aborted(store: Store, store_at: OpenAt) -> None:
+    began_s = time.time()
+    first, parts = await begin(store, "d/one", b"tail")
+    second, _ = await begin(store, "two")
+    assert {(it.key, it.id) for it in await store.uploads()} == {("d/one", first), ("two", second)}
+    assert all(abs(it.begun_ns / 1e9 - began_s) < 30 for it in await store.uploads())
+    assert [it.key for it in await (await store_at("d/")).uploads()] == ["one"]
+    await store.complete_upload("d/one", first, parts)
+    await store.abort_upload("two", second)
+    assert list(await store.uploads()) == []
