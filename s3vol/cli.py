@@ -23,7 +23,7 @@ from s3vol.layers import unknown
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
-_COMMANDS = ("mount", "umount", "status", "flush", "doctor", "options", "plugin", "volume")
+_COMMANDS = ("mount", "umount", "status", "flush", "doctor", "fsck", "options", "plugin", "volume")
 _FLAGS = (
     *OPTIONS,
     *(short.name for short in SHORTS),
@@ -38,6 +38,7 @@ _FLAGS = (
     "data",
     "replace-newer",
     "reread",
+    "repair",
 )
 _EPILOG = "Options are described in docs/options.md; `s3vol options` prints them."
 
@@ -83,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--docker", action="store_true", help="examine the Docker volume driver on this node")
     doctor.add_argument("--json", action="store_true", help="for programs")
     _add_options(doctor)
+
+    fsck = command("fsck", "Check what s3vol keeps in a source; exit status 0: clean, 1: something is left.")
+    fsck.add_argument("source", help="as for mount; it may be mounted meanwhile")
+    fsck.add_argument("--repair", action="store_true", help="put in order what nobody is working at")
+    fsck.add_argument("--json", action="store_true", help="for programs")
+    _add_options(fsck)
 
     _add_volume(command("volume", "The volumes of docker's s3vol driver, on all nodes; works without docker."))
     _add_plugin(command("plugin", "Make the Docker volume driver a service of this machine."))

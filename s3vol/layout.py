@@ -185,6 +185,11 @@ def record_id(key: str) -> str | None:
     return key[len(LINKS) : -len(_RECORD_ENDING)] if key.startswith(LINKS) and key.endswith(_RECORD_ENDING) else None
 
 
+def is_link_id(text: str) -> bool:
+    """True for what `.s3vol/links/` names its bodies and records by."""
+    return _LINK_ID.fullmatch(text) is not None
+
+
 def stub(link: Link) -> tuple[bytes, dict[str, str]]:
     """Body and metadata of the object at a name of a hard link (docs/rfcs/0004 says why it is not empty)."""
     return f"s3vol hard link {link.id} {link.token}\n".encode(), {LINK: link.id, LINK_NAME: link.token}
@@ -197,7 +202,7 @@ def link_of(info: ObjectInfo) -> Link | None:
     """
     meta = info.metadata or {}
     link = Link(meta.get(LINK, ""), meta.get(LINK_NAME, ""))
-    if not _LINK_ID.fullmatch(link.id) or info.size != len(stub(link)[0]):
+    if not is_link_id(link.id) or info.size != len(stub(link)[0]):
         return None
     return link
 
@@ -304,7 +309,7 @@ def decode_attr(info: ObjectInfo, owner: Owner, *, is_dir: bool) -> Posix:
 
     def number(name: str, default: int) -> int:
         text = meta.get(name, "").strip()
-        return int(text) if text.isdecimal() and int(text) < 1 << 32 else default
+        return int(text) if _is_number(text) else default
 
     def moment(name: str, default: int) -> int:
         found = parse_ns(meta.get(name, ""))
@@ -358,6 +363,23 @@ def decode_xattr(meta: Mapping[str, str]) -> dict[bytes, bytes]:
             except (binascii.Error, ValueError):
                 result[name.encode()] = value.encode()
     return result
+
+
+def unreadable(meta: Mapping[str, str]) -> list[str]:
+    """Names of the attribute headers that are there and that the decoders above pass over."""
+    found = [name for name in ("mtime", "ctime", "atime") if name in meta and parse_ns(meta[name]) is None]
+    found += [name for name in ("uid", "gid", "rdev") if name in meta and not _is_number(meta[name])]
+    if "mode" in meta and parse_mode(meta["mode"]) is None:
+        found.append("mode")
+    try:
+        table = json.loads(urllib.parse.unquote(meta.get("xattr") or "{}"))
+    except ValueError:
+        table = None
+    return sorted(found if isinstance(table, dict) else [*found, "xattr"])
+
+
+def _is_number(text: str) -> bool:
+    return text.strip().isdecimal() and int(text) < 1 << 32
 
 
 def encode_xattr(values: Mapping[bytes, bytes]) -> str:
