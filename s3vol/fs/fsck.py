@@ -37,6 +37,7 @@ KEPT_S = 7 * 86_400.0  # orphans live as long as a program has the file open, up
 
 _PROBES = f"{layout.RESERVED}probe/"
 _OTHERS = tuple(layout.RESERVED + name for name in ("volumes/", "mounts/", "leases/", "journal/", "format.json"))
+_LINKS_BELOW = f"/{layout.LINKS}"
 _READ_MAX_BYTES = 1 << 20  # a record of 4,096 names has 80 KiB
 
 
@@ -90,6 +91,7 @@ class Survey:
     own: dict[str, ObjectInfo] = field(default_factory=dict)  # records, bodies and intents, by key
     stubs: dict[str, dict[str, ObjectInfo]] = field(default_factory=dict)  # by link and path
     found: list[Finding] = field(default_factory=list)
+    volumes: set[str] = field(default_factory=set)  # prefixes within this one that are volumes with links of their own
     _files: list[ObjectInfo] = field(default_factory=list)  # whose keys are prefixes of the key seen last
 
     def show(self, info: ObjectInfo) -> None:
@@ -105,6 +107,8 @@ class Survey:
             link = layout.link_of(info)
             if link is not None:
                 self.stubs.setdefault(link.id, {})[key] = info
+            if _LINKS_BELOW in key:
+                self.volumes.add(key[: key.index(_LINKS_BELOW) + 1])
             self._marker(info)
         if not is_tombstone:
             self._attributes(info)
@@ -250,9 +254,11 @@ class _Link:
         return [self._finding("link", body, meaning, Repair.NOTHING, way=way)]
 
     def _without_body(self, stubs: Mapping[str, ObjectInfo]) -> list[Finding]:
+        # A bucket may hold volumes below prefixes: the content of their links is with them.
+        own = [info for key, info in stubs.items() if not any(key.startswith(it) for it in self.survey.volumes)]
         meaning = f"a name of a hard link whose content ({layout.body_key(self.id)}) is gone: reading it fails"
         way = "restore that object from a backup, or remove the name"
-        return [self._finding("link", info, meaning, Repair.NOTHING, way=way) for info in stubs.values()]
+        return [self._finding("link", info, meaning, Repair.NOTHING, way=way) for info in own]
 
     def _nameless(self, body: ObjectInfo) -> list[Finding]:
         meaning = f"content of {body.size} bytes whose names were all removed by another tool"

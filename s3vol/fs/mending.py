@@ -95,6 +95,8 @@ async def _known(store: Store, page: Page) -> list[ObjectInfo]:
             found[info.key] = await store.head(info.key)
         except NotFound:
             del found[info.key]
+        except Rejected:  # a key that we never write, or encrypted with somebody's own key: as it was listed
+            return
 
     unknown = [info for info in page.objects if info.metadata is None and layout.is_path(info.key)]
     await for_each(unknown, one, limit=PARALLEL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import trio
 from s3vol import layout
 from s3vol.commands.fsck import Result, check_and_mend
 from s3vol.config import MountOptions
+from s3vol.errors import Rejected
 from s3vol.failpoints import Point
 from s3vol.fs import linkrecord
 from s3vol.fs.base import FsSettings
@@ -23,7 +25,7 @@ from s3vol.fs.mending import look, look_once
 from s3vol.store.base import DIRECTORY_TYPE, FILE_TYPE, Store
 from s3vol.store.fault import FaultStore
 from s3vol.store.file import FileStore
-from s3vol.store.memory import MemoryBucket, MemoryStore
+from s3vol.store.memory import MEMORY_CAPABILITIES, MemoryBucket, MemoryStore
 from s3vol.types import ObjectInfo
 from tests.fs.memory_cache import MemoryCache
 from tests.fs.rig import Node
@@ -252,6 +254,22 @@ async def test_a_bucket_of_other_tools_is_clean(store: Store) -> None:
     await put(store, "d/e/f", b"abc", colour="red")
     await put(store, "g/")
     assert await look(store, later) == []
+
+
+async def test_an_object_that_cannot_be_asked_for_is_no_obstacle() -> None:
+    fault = FaultStore(MemoryStore(MemoryBucket(), capabilities=replace(MEMORY_CAPABILITIES, list_metadata=False)))
+    await tombstone(fault)
+    fault.controls.fail_next("head", Rejected("no such key here"))
+    assert await look_once(fault, later) == []
+    assert [it.kind for it in await look_once(fault, later)] == ["tombstone"]
+
+
+async def test_a_volume_below_a_prefix_has_its_own_links(bucket: MemoryBucket) -> None:
+    await put_link(MemoryStore(bucket, "inner/"), "name")
+    assert await look(MemoryStore(bucket), later) == []
+    assert await look(MemoryStore(bucket, "inner/"), later) == []
+    await put_stub(MemoryStore(bucket), "outer")
+    assert [it.key for it in await look(MemoryStore(bucket), later)] == ["outer"]
 
 
 async def test_a_used_volume_is_clean(store: Store) -> None:

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trio
 
 from s3vol.failpoints import Point
+from s3vol.fs.fsck import Finding
+from s3vol.fs.mending import look
 from tests.kernel.conftest import MountFactory
 from tests.kernel.harness import Failed
 from tests.kernel.rig import Bucket
 from tests.support.minio import Minio, paused
+from tests.support.s3 import s3_store
 
 pytestmark = [pytest.mark.kernel, pytest.mark.minio]
 
@@ -100,7 +105,7 @@ def _tree(root: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("point", [point for point in Point if point not in NEVER_PASSED], ids=str)
 def test_a_kill_at_this_point_loses_nothing_that_was_acknowledged(
-    bucket: Bucket, mount: MountFactory, point: Point
+    bucket: Bucket, mount: MountFactory, minio: Minio, point: Point
 ) -> None:
     first = mount("a", "--fsync", "local", "--close", "local", *SMALL_CACHE, S3VOL_FAILPOINT=point.value)
     ledger = Ledger(first.path)
@@ -122,6 +127,17 @@ def test_a_kill_at_this_point_loses_nothing_that_was_acknowledged(
     assert {key: bucket.read(body or key) for key, body in links.items()} == shown
     assert set(bucket.bodies()) == {body for body in links.values() if body}
     assert [upload for name in ("big", "big2") for upload in bucket.uploads(name)] == []
+    assert _left_in(bucket, minio) == []
+
+
+def _left_in(bucket: Bucket, minio: Minio) -> list[Finding]:
+    """What `s3vol fsck` would say a month later, when nothing is in progress any more."""
+
+    async def check() -> list[Finding]:
+        async with s3_store(minio.endpoint, bucket.name) as store:
+            return await look(store, lambda: time.time_ns() + 30 * 86_400 * 10**9)
+
+    return trio.run(check)
 
 
 def _unfinished(name: str, ledger: Ledger) -> bool:
@@ -143,4 +159,5 @@ def test_a_second_crash_during_the_replay_loses_nothing_either(
         mount("a", S3VOL_FAILPOINT=Point.REPLAY_AFTER_LOAD.value)
     third = mount("a")
     third.flush()
+    assert _left_in(bucket, minio) == []
     assert {name: bucket.read(name) for name in fds} == {name: name.encode() * 1000 for name in fds}
