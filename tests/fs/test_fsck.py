@@ -227,6 +227,18 @@ async def test_a_repair_mends_it_and_loses_no_file(make: Make, store: Store, tmp
     assert await visible(store) == files
 
 
+@pytest.mark.parametrize("make", MENDED, ids=lambda make: make.__name__)
+async def test_two_repairs_at_once_come_to_the_same_end(make: Make, bucket: MemoryBucket, tmp_path: Path) -> None:
+    store = MemoryStore(bucket)
+    await make(store)
+    files = await visible(store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mend, store, tmp_path / "one")
+        nursery.start_soon(mend, store, tmp_path / "two")
+    assert (await mend(store, tmp_path / "three")).findings == []
+    assert sorted((await visible(store)).values()) == sorted(files.values())
+
+
 @pytest.mark.parametrize("make", LEFT, ids=lambda make: make.__name__)
 async def test_what_may_be_a_last_copy_is_told_and_left(make: Make, store: Store, tmp_path: Path) -> None:
     await make(store)
