@@ -224,8 +224,7 @@ class _Link:
         if not isinstance(record, Record):
             return self._unreadable(info) if key in read or info.size > _READ_MAX_BYTES else []
         if record.doing or record.dead:
-            began = ", ".join(sorted({it.path for it in record.doing.values()})) or "the last name has gone"
-            return [self._finding("link", info, f"a change of a hard link was begun: {began}", Repair.LINK, record)]
+            return [self._unfinished(info, record, body, stubs)]
         if body is None and not stubs:
             return [self._finding("link", info, "the record of a hard link without content or names", Repair.DISCARD)]
         if body is None:
@@ -239,6 +238,18 @@ class _Link:
     ) -> Finding:
         young = self.moving or is_young(info, self.survey.now_ns, links.LEFT_BEHIND_S)
         return Finding(kind, info.key, meaning, repair, young, way, info, record)
+
+    def _unfinished(
+        self, info: ObjectInfo, record: Record, body: ObjectInfo | None, stubs: Mapping[str, ObjectInfo]
+    ) -> Finding:
+        began = ", ".join(sorted({it.path for it in record.doing.values()})) or "the last name has gone"
+        meaning = f"a change of a hard link was begun: {began}"
+        there = {(key, link.token) for key, info in stubs.items() if (link := layout.link_of(info)) is not None}
+        gone = {token for token, it in record.doing.items() if (it.path, token) not in there}
+        if body is not None and stubs and record.names <= gone:  # the end of it takes the content away
+            way = f"first copy what is at {', '.join(sorted(stubs))}, a copy of a name, elsewhere: mounts remove it"
+            return self._finding("link", info, meaning, Repair.NOTHING, way=way)
+        return self._finding("link", info, meaning, Repair.LINK, record)
 
     def _unreadable(self, info: ObjectInfo) -> list[Finding]:
         meaning = "the list of a hard link's names cannot be read: its names can be read and written, not moved"

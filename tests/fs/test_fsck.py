@@ -169,6 +169,14 @@ async def lost_all_but_the_body(store: Store) -> None:
     await put(store, LINK.key, b"content")
 
 
+async def copy_of_a_dead_link(store: Store) -> None:
+    await put_link(store, "copy", record=Record())
+
+
+async def copy_of_a_name_that_goes(store: Store) -> None:
+    await put_link(store, "copy", record=Record(frozenset({LINK.token}), {LINK.token: Doing("name", "n", 0)}))
+
+
 async def attributes(store: Store) -> None:
     await put(store, "odd", b"abc", mode="rwx", mtime="yesterday", xattr="[]")
 
@@ -184,6 +192,8 @@ LEFT: dict[Make, str] = {
     lost_link: "link",
     lost_names: "link",
     lost_all_but_the_body: "link",
+    copy_of_a_dead_link: "link",
+    copy_of_a_name_that_goes: "link",
     attributes: "attributes",
     unknown: "unknown",
 }
@@ -250,7 +260,8 @@ async def test_what_may_be_a_last_copy_is_told_and_left(make: Make, store: Store
 
 
 @pytest.mark.parametrize("make", [*MENDED, *LEFT], ids=lambda make: make.__name__)
-async def test_what_is_young_is_in_progress_and_not_touched(make: Make, store: Store, tmp_path: Path) -> None:
+async def test_what_is_young_is_in_progress_and_not_touched(make: Make, bucket: MemoryBucket, tmp_path: Path) -> None:
+    store = MemoryStore(bucket)
     await make(store)
     keys = [info.key for info in (await store.list("", delimiter=False)).objects]
     result = await mend(store, tmp_path, NOW)
