@@ -31,7 +31,7 @@ from s3vol.fs.inodes import Inode
 from s3vol.fs.linkrecord import Count, count_of
 from s3vol.fs.links import Links
 from s3vol.fs.objects import Objects
-from s3vol.store.base import DIRECTORY_TYPE, FILE_TYPE
+from s3vol.store.base import FILE_TYPE
 from s3vol.types import Invalidation, ObjectInfo
 
 OPEN_WAIT_S = 1.0  # a HEAD takes 1 ms; a reader of an open file is not kept waiting longer for attributes it has
@@ -346,7 +346,7 @@ class Coherence:
         assert inode.key is not None, "only a directory with a name is saved"
         self.changed(inode)
         asked_s = self._mount.learned.now_s()
-        info = await self._objects.put(layout.marker_key(inode.key), b"", metadata, content_type=DIRECTORY_TYPE)
+        info = await self._objects.put_marker(layout.marker_key(inode.key), metadata)
         self._mount.learned.changed(inode.key)
         inode.marker, inode.version, inode.metadata = True, info.version, metadata
         inode.told = inode.version

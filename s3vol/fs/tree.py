@@ -36,7 +36,7 @@ from s3vol.fs.links import Links
 from s3vol.fs.objects import Objects
 from s3vol.fs.parallel import alongside, for_each
 from s3vol.fs.removal import Removal
-from s3vol.store.base import ABSENT, DIRECTORY_TYPE, Condition, matches
+from s3vol.store.base import ABSENT, ANY, DIRECTORY_TYPE, Condition, matches
 from s3vol.types import ObjectInfo
 
 PARALLEL = 16
@@ -139,6 +139,9 @@ class TreeRename:
     async def _top_marker(self, intent: Intent) -> None:
         """The directory exists under its new name before anything is in it, with the attributes it had."""
         marker = await self._objects.head(intent.source)
+        if marker is not None and marker.size:
+            await self._copy_marker(marker, intent.target)
+            return
         if marker is None:
             if await self._objects.head(intent.target) is not None:
                 return
@@ -147,6 +150,20 @@ class TreeRename:
         else:
             metadata = self._copier.metadata(marker)
         await self._objects.put(intent.target, b"", metadata, content_type=DIRECTORY_TYPE)
+
+    async def _copy_marker(self, marker: ObjectInfo, target: str) -> None:
+        """With the bytes that another tool may have put into it; nothing happens when it has gone."""
+        for _ in range(ATTEMPTS):
+            try:
+                await self._copier.copy(marker, target, ANY)
+            except GONE:
+                now = await self._objects.head(marker.key)
+                if now is None:
+                    return
+                marker = now
+            else:
+                return
+        raise Unavailable(f"{marker.key}: others changed it {ATTEMPTS} times while it was renamed")
 
     async def _sources(self, prefix: str) -> list[ObjectInfo]:
         """All objects below `prefix`; tombstones that were left there are removed."""
@@ -172,8 +189,7 @@ class TreeRename:
 
         async def copy_marker(info: ObjectInfo) -> None:
             if info.key != intent.source:
-                target = self._target(intent, info)
-                await self._objects.put(target, b"", self._copier.metadata(info), content_type=DIRECTORY_TYPE)
+                await self._copy_marker(info, self._target(intent, info))
 
         async def copy_file(info: ObjectInfo) -> None:
             pair = await self._copy(intent, info)

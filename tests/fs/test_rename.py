@@ -465,3 +465,19 @@ async def test_a_crash_before_the_delete_of_an_unlink_leaves_the_file(
         crash_at(patch, Point.UNLINK_BEFORE_DELETE)
         await crashing(lambda: a.unlink("f"))
     assert await b.read("f") == b"abc"
+
+
+async def test_bytes_that_another_tool_put_into_a_marker_survive_a_rename_and_a_chmod(
+    a: Node, foreign: Foreign
+) -> None:
+    await foreign.put("d/", b"at the top")
+    await foreign.put("d/sub/", b"below")
+    await foreign.put("d/sub/f", b"file")
+    await a.setattr("d", mode=0o700)
+    await a.setattr("d/sub", mode=0o711)
+    await a.rename("d", "e")
+    assert await foreign.body("e/") == b"at the top"
+    assert await foreign.body("e/sub/") == b"below"
+    assert foreign.objects() == ["e/", "e/sub/", "e/sub/f"]
+    assert stat.S_IMODE((await a.stat("e/sub")).mode) == 0o711
+    assert stat.S_IMODE((await a.stat("e")).mode) == 0o700
