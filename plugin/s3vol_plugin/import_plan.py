@@ -9,6 +9,10 @@ When both differ, who wins depends on who wrote the object. An import leaves its
 nobody has touched since, so the source wins. What anybody else wrote is replaced when the source changed after it, and
 kept, and said, when it did not.
 
+The names of one file, as far as they are in the directory, stay together (`together`): they become one link. A name
+that is a link in the volume already is compared by the link's body, and that is what is replaced. A body tells whose
+it is by its own nonce, or by that of the object it was made from.
+
 Rejected: comparing by checksum (reads everything again on each run; `--reread` does that when it is asked for), and
 following what cp calls newer, mtime alone (an attribute changed in the volume would be taken back without a word).
 """
@@ -28,6 +32,11 @@ from s3vol.types import ObjectInfo
 MARK = "import-"
 """How a nonce of an import begins."""
 
+NAMES_MAX = 4096
+"""Names of one link (docs/format.md). A file that has more becomes several links."""
+
+_STUB_BYTES = len(layout.stub(layout.Link("0" * 16, "0" * 16))[0])
+
 NAMESPACES = ("user.", "trusted.", "security.")  # those that a mount of the volume shows (docs/SEMANTICS.md)
 
 
@@ -45,6 +54,16 @@ class Item:
     def is_file(self) -> bool:
         """True for a regular file: the only kind with content of its own on the disk."""
         return stat.S_ISREG(self.stat.st_mode)
+
+    @property
+    def inode(self) -> tuple[int, int]:
+        """Which file it is a name of: device and number."""
+        return self.stat.st_dev, self.stat.st_ino
+
+    @property
+    def has_names(self) -> bool:
+        """True when the file has other names, in the directory or elsewhere."""
+        return self.stat.st_nlink > 1 and not stat.S_ISDIR(self.stat.st_mode)
 
     @property
     def size_bytes(self) -> int:
@@ -183,17 +202,55 @@ def folders_of(keys: Iterable[str]) -> set[str]:
     return found
 
 
+def together(items: Iterable[Item], remote: Mapping[str, ObjectInfo]) -> list[list[Item]]:
+    """Items by the file that they are names of, in the order of the first ones.
+
+    Names that are links in the volume already come first, then others that it has, then those that it does not have:
+    the first one is what the last ones are to be linked to. No list is longer than a link may be.
+    """
+    found: dict[tuple[int, int], list[Item]] = {}
+    lists: list[list[Item]] = []
+    for item in items:
+        names = found.get(item.inode) if item.has_names else None
+        if names is None or len(names) == NAMES_MAX:
+            names = []
+            lists.append(names)
+            if item.has_names:
+                found[item.inode] = names
+        names.append(item)
+
+    def rank(item: Item) -> int:
+        info = remote.get(item.key)
+        return 2 if info is None else int(info.size != _STUB_BYTES)
+
+    for names in lists:
+        names.sort(key=rank)
+    return lists
+
+
 def decide(item: Item, info: ObjectInfo | None, *, overwrite: bool) -> Action:
-    """What becomes of an item, by the object that has its key (with metadata)."""
+    """What becomes of an item, by the object that has its key, or is the body of its link (with metadata)."""
     if info is None:
         return Action.CREATE
     if layout.is_tombstone(info):
         return Action.BUSY
     if same(item, info):
         return Action.SAME
-    if overwrite or info.version.nonce.startswith(MARK):
+    if overwrite or imported(info):
         return Action.REPLACE
     return Action.REPLACE if changed_ns(item) > object_changed_ns(item, info) else Action.KEEP
+
+
+def imported(info: ObjectInfo) -> bool:
+    """True when an import wrote it, and nobody has changed it since."""
+    origin = (info.metadata or {}).get(layout.LINK_FROM, "").partition(" ")[2]
+    return info.version.nonce.startswith(MARK) or origin.startswith(MARK)
+
+
+def is_body(taken_etag: str, info: ObjectInfo) -> bool | None:
+    """Is the body of a link the object that had this ETag? None: neither its ETag nor its headers say so."""
+    origin = (info.metadata or {}).get(layout.LINK_FROM, "").partition(" ")[0]
+    return True if taken_etag in (info.etag, origin) else (False if origin else None)
 
 
 def same(item: Item, info: ObjectInfo) -> bool:

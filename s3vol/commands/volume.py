@@ -29,7 +29,9 @@ from s3vol.units import format_bytes, format_seconds
 from s3vol_plugin import access, removal
 from s3vol_plugin.base import Holder
 from s3vol_plugin.holders import HOLD_S
-from s3vol_plugin.importing import Import, Report
+from s3vol_plugin.import_check import Report
+from s3vol_plugin.import_mount import mounted
+from s3vol_plugin.importing import Import
 from s3vol_plugin.making import prepare
 from s3vol_plugin.options import PREFIX, load_settings, parse_options
 from s3vol_plugin.registry import BucketRegistry
@@ -269,6 +271,7 @@ async def _import(args: argparse.Namespace, settings: Settings, registry: Bucket
             args.path,
             overwrite=args.replace_newer,
             reread=args.reread,
+            linker=lambda: mounted(volume, settings),
             on_progress=lambda report: line.say(_progress(report, time.monotonic() - began_s)),
         )
         try:
@@ -327,6 +330,9 @@ def _summary(report: Report) -> dict[str, Any]:
         "bytes": report.bytes_done,
         "bytes_copied": report.bytes_copied,
         "hard_linked_names": report.scanned.linked,
+        "linked": report.linked,
+        "hard_linked_names_apart": report.apart,
+        "not_linked_because": report.no_links,
         "sockets_left_out": report.scanned.sockets,
         "access_control_lists_left_out": report.scanned.lists,
     }
@@ -341,8 +347,12 @@ def _lines(volume: Volume, report: Report) -> list[str]:
     lines += _some("replaced, for the file is newer", report.replaced)
     lines += _some("KEPT, for the volume's is newer (--replace-newer takes the file)", report.kept)
     lines += _some("NOT COPIED", report.problems)
-    if scanned.linked:
-        lines.append(f"{scanned.linked} names of files with hard links became files of their own")
+    if report.linked:
+        one = len(report.linked) == 1
+        lines.append("1 name was made as a hard link" if one else f"{len(report.linked)} names were made as hard links")
+    if report.apart:
+        because = f": {report.no_links}" if report.no_links else ""
+        lines.append(f"{report.apart} names of files with hard links became files of their own{because}")
     if scanned.sockets:
         lines.append(f"{scanned.sockets} sockets were left out")
     if scanned.lists:

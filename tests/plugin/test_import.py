@@ -19,9 +19,10 @@ from s3vol.errors import NoSpace, Unavailable
 from s3vol.store.base import Store
 from s3vol.store.fault import FaultControls, FaultStore
 from s3vol.types import MIB, NONCE, ObjectInfo
-from s3vol_plugin import importing
+from s3vol_plugin import import_source, importing
+from s3vol_plugin.import_check import Report
 from s3vol_plugin.import_plan import Action, decide, scan
-from s3vol_plugin.importing import Import, Report, part_size
+from s3vol_plugin.importing import Import, part_size
 from tests.plugin.backends import KINDS, backend
 
 LARGE = 2 * importing.SINGLE_MAX_BYTES + 12345
@@ -191,7 +192,7 @@ async def test_what_no_object_can_be_is_named_and_the_rest_is_copied(case: Case)
 async def test_files_that_are_written_while_they_are_read_are_read_again_or_given_up(case: Case) -> None:
     (case.root / "once").write_bytes(b"first")
     (case.root / "ever").write_bytes(b"first")
-    real = importing._read
+    real = import_source.read
 
     def read(file: int, start: int, wanted: int) -> bytes:
         body = real(file, start, wanted)
@@ -202,7 +203,7 @@ async def test_files_that_are_written_while_they_are_read_are_read_again_or_give
         return body
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(importing, "_read", read)
+        patched.setattr("s3vol_plugin.importing.read", read)
         found = await case.run()
     assert await case.body("once") == b"changed"
     assert ["ever: changes while it is being read" in line for line in found.problems] == [True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import uuid
@@ -16,7 +17,7 @@ import trio
 from s3vol.cli import main
 from s3vol.errors import Rejected, UsageError
 from s3vol.store.memory import MemoryBucket
-from s3vol_plugin import removal
+from s3vol_plugin import import_mount, removal
 from s3vol_plugin.access import open_registry
 from s3vol_plugin.options import load_settings
 from s3vol_plugin.registry import BucketRegistry
@@ -199,6 +200,25 @@ def test_a_directory_is_imported_again_and_deleted(volume: Terminal, tree: Path)
     assert "is deleted already" in volume("delete", "web", "--yes", status=2)
     assert volume("create", "web") == "web\n"
     assert "4 entries copied" in volume("import", "web", str(tree))
+
+
+@pytest.mark.kernel
+def test_hard_links_are_imported_as_such_where_a_mount_can_be_made_and_it_is_said_why_not(
+    volume: Terminal, tree: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("state", "cache", "runtime"):
+        monkeypatch.setenv(f"S3VOL_PLUGIN_{name.upper()}_DIRECTORY", str(tmp_path / name))
+    os.link(tree / "d/f", tree / "same")
+    said = volume("import", "web", str(tree), "--create")
+    assert "4 entries copied (7 B), 0 were there already, 5 of 5 verified" in said
+    assert "1 name was made as a hard link" in said.splitlines()
+    shown = json.loads(volume("import", "web", str(tree), "--json"))
+    assert (shown["same"], shown["linked"], shown["hard_linked_names"], shown["not_linked_because"]) == (5, [], 2, "")
+    monkeypatch.setattr(import_mount, "_DEVICE", "/dev/none")
+    said = volume("import", "other", str(tree), "--create")
+    assert "5 entries copied (14 B), 0 were there already, 5 of 5 verified" in said
+    why = "there is no /dev/none to mount the volume with"
+    assert f"2 names of files with hard links became files of their own: {why}" in said.splitlines()
 
 
 def test_an_import_that_is_not_complete_says_so(volume: Terminal, tree: Path) -> None:
