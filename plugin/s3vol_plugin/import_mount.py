@@ -42,6 +42,8 @@ _DEVICE = "/dev/fuse"
 _START_S = 60.0  # a start takes a second; a store that does not answer has ended the import before
 _DRAIN_S = 60.0  # nothing is written through this mount: links are in the bucket when link() returns
 _POLL_S = 0.2
+_TRIES = 5
+_PAUSE_S = 0.5
 _NODE_MAX = 40  # characters of the node's name that are kept: with the ending it must remain a label
 _OF_ONE_NAME = (
     errno.EEXIST,
@@ -171,6 +173,15 @@ def _private(folder: Path) -> int:
         raise S3volError(f"mount directory {folder}: {error.strerror}") from None
 
 
+async def _stop(workers: MountWorkers, volume: Volume) -> Left:
+    """Unmount, again when somebody else has the mount: a container that starts copies the mount table for a moment."""
+    for _ in range(_TRIES - 1):
+        with contextlib.suppress(S3volError):
+            return await workers.stop(volume, drain_s=_DRAIN_S)
+        await trio.sleep(_PAUSE_S)
+    return await workers.stop(volume, drain_s=_DRAIN_S)
+
+
 async def _end(workers: MountWorkers, volume: Volume, own: Settings) -> None:
     """Drain, unmount, remove the mount point, and the cache if all of it is in the bucket.
 
@@ -178,10 +189,10 @@ async def _end(workers: MountWorkers, volume: Volume, own: Settings) -> None:
     """
     point, cache = own.mountpoint(volume.uuid), own.cache_directory / volume.uuid
     try:
-        left = await workers.stop(volume, drain_s=_DRAIN_S)
-    except S3volError:
+        left = await _stop(workers, volume)
+    except S3volError as error:
         await undo(point)
-        raise
+        raise S3volError(str(error)) from None
     if left != Left(0, 0):
         raise S3volError(f"volume {volume.name}: the mount that made its hard links has left a journal in {cache}")
     await trio.to_thread.run_sync(lambda: shutil.rmtree(cache, ignore_errors=True))

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     settings = load_settings(Path(args.config) if args.config else None, environment)
     try:
         return trio.run(_run, _VERBS[args.action], args, settings)
-    except ExceptionGroup as group:
+    except BaseExceptionGroup as group:  # an interrupt is in one as well
         raise first_error(group) from None
     finally:
         if args.action in _CHANGING:
@@ -297,6 +298,7 @@ async def _held(volume: Volume, settings: Settings) -> AsyncIterator[None]:
             if current is None or current.uuid != volume.uuid:
                 raise UsageError(f"volume {volume.name}: was removed in this moment")
             nursery.start_soon(_keep_holding, registry, volume)
+            nursery.start_soon(_heed_signals)
             yield
             nursery.cancel_scope.cancel()
         finally:
@@ -308,6 +310,14 @@ async def _keep_holding(registry: BucketRegistry, volume: Volume) -> None:
     while True:
         await trio.sleep(HOLD_S)
         await registry.hold(volume)
+
+
+async def _heed_signals() -> None:
+    """What ends this process ends the mount for hard links first, as Ctrl-C does."""
+    heeded = [it for it in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(it) is not signal.SIG_IGN]  # nohup
+    with trio.open_signal_receiver(*heeded) as received:
+        async for _ in received:
+            raise KeyboardInterrupt
 
 
 def _progress(report: Report, took_s: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -16,6 +17,7 @@ import trio
 
 from s3vol.cli import main
 from s3vol.errors import Rejected, UsageError
+from s3vol.mounts import mount_table
 from s3vol.store.memory import MemoryBucket
 from s3vol_plugin import import_mount, removal
 from s3vol_plugin.access import open_registry
@@ -23,7 +25,7 @@ from s3vol_plugin.options import load_settings
 from s3vol_plugin.registry import BucketRegistry
 from s3vol_plugin.volume import Volume
 from tests.plugin.backends import KINDS, NamedMemoryStore, backend
-from tests.support.minio import ACCESS_KEY, REGION, SECRET_KEY, Minio
+from tests.support.minio import ACCESS_KEY, REGION, SECRET_KEY, Minio, wait_for
 
 
 class Terminal:
@@ -212,13 +214,38 @@ def test_hard_links_are_imported_as_such_where_a_mount_can_be_made_and_it_is_sai
     said = volume("import", "web", str(tree), "--create")
     assert "4 entries copied (7 B), 0 were there already, 5 of 5 verified" in said
     assert "1 name was made as a hard link" in said.splitlines()
-    shown = json.loads(volume("import", "web", str(tree), "--json"))
+    shown, _ = json.JSONDecoder().raw_decode(volume("import", "web", str(tree), "--json"))  # progress comes after it
     assert (shown["same"], shown["linked"], shown["hard_linked_names"], shown["not_linked_because"]) == (5, [], 2, "")
     monkeypatch.setattr(import_mount, "_DEVICE", "/dev/none")
     said = volume("import", "other", str(tree), "--create")
     assert "5 entries copied (14 B), 0 were there already, 5 of 5 verified" in said
     why = "there is no /dev/none to mount the volume with"
     assert f"2 names of files with hard links became files of their own: {why}" in said.splitlines()
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("volume", ["file"], indirect=True)
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_import_that_is_ended_while_it_links_leaves_no_mount_and_the_next_one_finishes(
+    volume: Terminal, tree: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sent: signal.Signals
+) -> None:
+    for name in ("state", "cache", "runtime"):
+        monkeypatch.setenv(f"S3VOL_PLUGIN_{name.upper()}_DIRECTORY", str(tmp_path / name))
+    for number in range(500):
+        os.link(tree / "d/f", tree / f"{number}")
+    imports = tmp_path / "state/imports"
+    command = [sys.executable, "-m", "s3vol", "volume", "import", "web", str(tree), "--create"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: len(list((tmp_path / "registry/web").glob("[0-9]*"))) > 20, 60.0, "the first links")
+        process.send_signal(sent)
+        out, error = process.communicate(timeout=60.0)
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in error
+    assert list(imports.iterdir()) == []
+    assert not any(Path(mount.path).parent == imports for mount in mount_table())
+    shown, _ = json.JSONDecoder().raw_decode(volume("import", "web", str(tree), "--json"))  # progress comes after it
+    assert (shown["verified"], shown["copied"], shown["hard_linked_names_apart"]) == (504, 0, 0)
+    assert 0 < len(shown["linked"]) < 500
 
 
 def test_an_import_that_is_not_complete_says_so(volume: Terminal, tree: Path) -> None:
