@@ -144,7 +144,7 @@ class Tree:
 
     def open_folder(self, parts: Sequence[str]) -> int | None:
         """A descriptor of the directory, or None when there is no such directory. The caller closes it."""
-        fd = os.dup(self.root_fd)
+        fd = os.open(".", FOLDER_FLAGS, dir_fd=self.root_fd)  # no dup: threads that read the root would share an offset
         for part in parts:
             try:
                 below = os.open(part, FOLDER_FLAGS, dir_fd=fd)

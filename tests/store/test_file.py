@@ -239,6 +239,22 @@ async def test_links_and_special_files_are_neither_followed_nor_replaced(
     assert user_files(directory) == ["fifo", "folder", "link"]
 
 
+async def test_listings_at_the_same_time_see_everything(store: FileStore, directory: Path) -> None:
+    wanted = {f"f{number}" for number in range(900)}
+    for name in wanted:
+        (directory / name).touch()
+    seen: list[set[str]] = []
+
+    async def look() -> None:
+        pages = [await store.list("", metadata=False) for _ in range(5)]
+        seen.extend({info.key for info in page.objects} for page in pages)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(look)
+    assert [len(wanted - found) for found in seen] == [0] * 40
+
+
 async def test_a_name_that_is_not_utf8_is_said_once_and_not_listed(
     store: FileStore, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
