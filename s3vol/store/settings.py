@@ -17,6 +17,9 @@ from s3vol.config import MountOptions
 from s3vol.errors import UsageError
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_ATTEMPT_S = 20.0
+_CONNECT_S = 5.0
+_ATTEMPTS = 3  # so many fit into `timeout` when none is answered; the last may end a third of it late
 _FORMS = "BUCKET, s3://BUCKET/PREFIX, file:///DIRECTORY or memory:"
 
 
@@ -53,8 +56,8 @@ class StoreSettings:
     session_token: str | None = field(default=None, repr=False)
     anonymous: bool = False  # sign nothing: public buckets
     timeout_s: float = 60.0
-    attempt_timeout_s: float = 20.0
-    connect_timeout_s: float = 5.0
+    attempt_timeout_s: float = _ATTEMPT_S
+    connect_timeout_s: float = _CONNECT_S
     connections: int = 64  # calls in flight; each holds one thread and one connection
     ca_bundle: str | None = None  # PEM file
     verify_tls: bool = True
@@ -64,13 +67,21 @@ class StoreSettings:
 
 
 def store_settings(options: MountOptions) -> StoreSettings:
-    """The store's part of a mount's options. Keys are none of them."""
+    """The store's part of a mount's options. Keys are none of them.
+
+    A change that was sent is waited for, however long its attempt may be silent (s3_client); so a shorter `timeout`
+    makes attempts shorter too. With the default of 60 s they
+    have their usual length.
+    """
+    longest_s = options.timeout / _ATTEMPTS
     return StoreSettings(
         endpoint=options.endpoint,
         region=options.region,
         profile=options.profile,
         anonymous=options.anonymous,
         timeout_s=options.timeout,
+        attempt_timeout_s=min(_ATTEMPT_S, longest_s),
+        connect_timeout_s=min(_CONNECT_S, longest_s),
         connections=options.connections,
         ca_bundle=str(options.ca_bundle) if options.ca_bundle else None,
         verify_tls=options.verify_tls,
