@@ -94,7 +94,7 @@ class ChunkCache:
     def _revive(self, contents: list[CachedContent], quarantined: int, uploads: list[tuple[str, str]]) -> None:
         parts = self.parts
         self._quarantined = quarantined
-        parts.writeback.left_behind.extend(uploads)
+        parts.sender.leave_behind(dict(uploads))
         for content in contents:
             parts.registry.adopt(content)
             parts.ledger.update(content)

@@ -1,9 +1,11 @@
 """Sender: the requests of a multipart upload, with bodies taken from the disk and counted in the byte budget.
 
 Theory of operation. An upload id is in the journal (FULL commit) before the first part is sent, because servers
-forget what they do not list (docs/minio.md). It leaves the journal when the upload
-is completed or aborted, else the next start aborts it. A body is read when its turn comes: semaphore first, then
-budget, then the read; nobody who holds budget waits for a semaphore.
+forget what they do not list (docs/minio.md). It leaves the journal when the upload is completed or aborted; what a
+process could not abort, the next one does. A body is read when its turn comes: semaphore first, then budget, then the
+read; nobody who holds budget waits for a semaphore.
+
+An abort that the store did not answer is `left_behind`, and the background tries it again (cache/writeback.py).
 
 `stream` sends the grid parts of a file while it is being written (cache/stream.py). It ends when a publisher takes
 over (`closing`), when the content is discarded (its scope is cancelled), or when a request fails; then the upload is
@@ -12,6 +14,7 @@ aborted and the publish sends everything itself.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 
 import trio
@@ -63,6 +66,8 @@ class Sender:
         self._cache_id = cache_id
         self._timeout_s = settings.timeout_s
         self.uploads = trio.Semaphore(settings.uploads)
+        self.left_behind: dict[str, str] = {}  # uploads that are still to be aborted: id to key
+        self._left_some = trio.Event()
 
     def number_attempt(self, content: CachedContent) -> tuple[int, str]:
         """A new attempt number and its nonce. No await."""
@@ -120,14 +125,28 @@ class Sender:
         self._journal.enqueue(records.drop_upload(upload_id))
 
     async def abort(self, key: str, upload_id: str) -> None:
-        """Drop an upload, even when cancelled. If the store does not answer, the next start tries again."""
-        with trio.CancelScope(shield=True), trio.move_on_after(_ABORT_S):
-            try:
-                await self._store.abort_upload(key, upload_id)
-            except S3volError:
-                self._health.count("uploads_left_behind")
-                return
+        """Drop an upload, even when cancelled. If the store does not answer, it is left behind."""
+        with trio.CancelScope(shield=True), trio.move_on_after(_ABORT_S), contextlib.suppress(S3volError):
+            await self._store.abort_upload(key, upload_id)
             self.ended(upload_id)
+            return
+        self._health.count("uploads_left_behind")
+        self.leave_behind({upload_id: key})
+
+    def leave_behind(self, uploads: Mapping[str, str]) -> None:
+        """These uploads (id to key) are to be aborted when the store answers. No await."""
+        self.left_behind.update(uploads)
+        if self.left_behind:
+            self._left_some.set()
+
+    async def abort_left_behind(self) -> bool:
+        """Wait until there are some, and try each once. True when none is left."""
+        await self._left_some.wait()
+        self._left_some = trio.Event()
+        uploads, self.left_behind = self.left_behind, {}
+        for upload_id, key in uploads.items():
+            await self.abort(key, upload_id)
+        return not self.left_behind
 
     async def send_part(
         self, content: CachedContent, key: str, upload_id: str, number: int, start: int, end: int

@@ -61,7 +61,6 @@ class WriteBack:
         self._idle = trio.lowlevel.ParkingLot()  # workers without work
         self._filled: dict[CachedContent, None] = {}
         self._filled_some = trio.Event()
-        self.left_behind: list[tuple[str, str]] = []  # uploads of an earlier process: id, key
 
     def schedule(self, content: CachedContent) -> None:
         """Publish soon. No await."""
@@ -207,6 +206,10 @@ class WriteBack:
             self.record_filled()
 
     async def _abort_left_behind(self) -> None:
-        while self.left_behind:
-            upload_id, key = self.left_behind.pop()
-            await self._sender.abort(key, upload_id)
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            if await self._sender.abort_left_behind():
+                pause_s = _FIRST_PAUSE_S
+                continue
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

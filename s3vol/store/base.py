@@ -201,7 +201,7 @@ class Store(Protocol):
     ) -> str:
         """Make the object visible; returns its ETag. After PreconditionFailed the parts are still there.
 
-        NotFound: the upload id is unknown (completed or aborted before), or IfMatch on a missing key.
+        NotFound: the upload id is unknown (completed or aborted before) or its parts are, or IfMatch on a missing key.
         """
         ...
 

@@ -55,6 +55,8 @@ _KIND_BY_CODE: dict[str, type[S3volError]] = {
     "NoSuchKey": NotFound,
     "NoSuchUpload": NotFound,
     "NoSuchVersion": NotFound,
+    # Parts that were acknowledged are gone: MinIO was killed within a Complete. The upload is worth nothing any more.
+    "InvalidPart": NotFound,
     "NoSuchBucket": S3volError,
     "PreconditionFailed": PreconditionFailed,
     # Two conditional writes met: nothing was applied, the same call may work (AWS, 409).

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import trio
 
-from s3vol.errors import PreconditionFailed, Rejected
+from s3vol.errors import NotFound, PreconditionFailed, Rejected, Unavailable
 from s3vol.store import edge
 from s3vol.store.base import Buffer, Condition, Part, Store
 from s3vol.types import KIB, MIB, ObjectInfo
@@ -75,10 +75,20 @@ async def _by_upload(
     upload_id = await store.create_upload(target, metadata=metadata, content_type=content_type)
     try:
         parts = await _copy_parts(store, source, target, upload_id)
-        return await store.complete_upload(target, upload_id, parts, condition=condition)
+        return await _complete(store, target, upload_id, parts, condition)
     except BaseException:
         await _abort(store, target, upload_id)
         raise
+
+
+async def _complete(store: Copier, target: str, upload_id: str, parts: list[Part], condition: Condition) -> str:
+    try:
+        return await store.complete_upload(target, upload_id, parts, condition=condition)
+    except NotFound as error:
+        if condition.etag is not None:
+            raise  # the target may be missing
+        # The source was there: its parts were made. A caller would take NotFound for the source's.
+        raise Unavailable(f"copy to {target}: the store has lost the upload") from error
 
 
 async def _copy_parts(store: Copier, source: ObjectInfo, target: str, upload_id: str) -> list[Part]:

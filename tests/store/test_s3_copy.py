@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,9 +10,9 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3vol.errors import NotFound, PreconditionFailed, Rejected
+from s3vol.errors import NotFound, PreconditionFailed, Rejected, Unavailable
 from s3vol.store import s3_copy
-from s3vol.store.base import ABSENT, matches
+from s3vol.store.base import ABSENT, ANY, Condition, Part, matches
 from s3vol.store.s3 import S3Store
 from s3vol.store.s3_copy import INLINE_BYTES, pieces
 from s3vol.types import GIB, MIB
@@ -157,3 +157,22 @@ async def test_without_multipart_copy_the_bytes_travel_and_the_conditions_hold(m
         with pytest.raises(Rejected):
             await store.complete_upload("target", upload, [part], condition=ABSENT)
         await store.abort_upload("target", upload)
+
+
+class Forgetful(S3Store):
+    """A store that was killed within a Complete: the upload is not what it was."""
+
+    async def complete_upload(
+        self, key: str, upload_id: str, parts: Sequence[Part], *, condition: Condition = ANY
+    ) -> str:
+        raise NotFound(f"complete {key}: (400 InvalidPart)")
+
+
+async def test_a_copy_whose_upload_was_lost_is_to_be_tried_again_and_not_a_missing_source(
+    store: S3Store, minio: Minio, bucket: str
+) -> None:
+    etag = await store.put("source", b"x" * (INLINE_BYTES + 1), metadata={})
+    forgetful = Forgetful(store.client, store.source, store.capabilities)
+    with pytest.raises(Unavailable):
+        await forgetful.copy("source", "target", if_match=etag, metadata={}, condition=ABSENT)
+    assert uploads(minio, bucket, "target") == 0

@@ -30,6 +30,7 @@ from s3vol.store.edge import Answer, judge, translate
 ANSWERS: list[tuple[int, str, type[S3volError]]] = [
     (404, "NoSuchKey", NotFound),
     (404, "NoSuchUpload", NotFound),
+    (400, "InvalidPart", NotFound),
     (404, "NoSuchBucket", S3volError),
     (404, "", Unavailable),
     (412, "PreconditionFailed", PreconditionFailed),
