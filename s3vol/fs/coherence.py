@@ -32,8 +32,9 @@ from s3vol.fs.linkrecord import Count, count_of
 from s3vol.fs.links import Links
 from s3vol.fs.objects import Objects
 from s3vol.store.base import FILE_TYPE
-from s3vol.types import Invalidation, ObjectInfo
+from s3vol.types import Invalidation, ObjectInfo, Version
 
+NOTHING = Version("")  # no object has it: whatever the bucket has is another version
 OPEN_WAIT_S = 1.0  # a HEAD takes 1 ms; a reader of an open file is not kept waiting longer for attributes it has
 OPEN_BELIEVED_S = 10.0  # after a silence, so that a reader pauses for a tenth of the time at most
 
@@ -162,6 +163,7 @@ class Coherence:
         self.changed(inode)
         inode.unpushed = False
         inode.version = inode.pages = None
+        inode.told = NOTHING  # the kernel has the length of what lost
         self._mount.say(Invalidation(inode.ino))
 
     def vanish(self, inode: Inode) -> None:

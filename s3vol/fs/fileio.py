@@ -40,7 +40,7 @@ class FileIO:
         self._orphans = orphans
 
     async def open(self, inode: Inode, flags: int) -> Opened:
-        """See FileSystem.open. ESTALE when the file is gone; EISDIR, EROFS."""
+        """See FileSystem.open. ESTALE: the file is gone, or has to be looked up before an append; EISDIR, EROFS."""
         mount = self._mount
         if inode.is_dir:
             raise PosixError(errno.EISDIR, inode.key or "")
@@ -49,6 +49,10 @@ class FileIO:
         async with HoldInode(mount, inode):
             content, changed = await self._coherence.acquire(inode)
             try:
+                if changed and _appends(flags):
+                    # The kernel appends at the length that it was told last, and only a lookup tells it another one:
+                    # it would write into the middle of what another node made. ESTALE makes it look again.
+                    raise PosixError(errno.ESTALE, content.key)
                 if flags & os.O_TRUNC:
                     await self.truncate(inode, content, 0)
             except BaseException:
@@ -63,8 +67,6 @@ class FileIO:
         handle = self._mount.handles.open_file(inode, content, _writes(flags))
         if not direct:
             inode.pages = content
-        if changed:
-            inode.told = inode.version
         return Opened(handle.fh, keep_cache=keep, direct=direct, changed=changed)
 
     async def read(self, fh: Fh, offset: int, length: int) -> Buffer:
@@ -175,3 +177,7 @@ class FileIO:
 
 def _writes(flags: int) -> bool:
     return flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+
+
+def _appends(flags: int) -> bool:
+    return flags & os.O_APPEND != 0 and flags & os.O_TRUNC == 0 and _writes(flags)

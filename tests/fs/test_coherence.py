@@ -300,3 +300,32 @@ async def test_posix_errors_are_told_apart(a: Node) -> None:
     await fails(errno.ENAMETOOLONG, a.stat("n" * 256))
     with pytest.raises(PosixError):
         await a.fs.readlink((await a.stat("f")).ino)
+
+
+async def test_before_an_append_the_kernel_is_made_to_look_when_another_node_changed_the_length(
+    a: Node, b: Node
+) -> None:
+    """It appends at the length that it was told last; only a lookup tells it another one, an open does not."""
+    await a.write("f", b"0123456789")
+    ino = (await a.stat("f")).ino
+    await b.write("f", b"longer than what was there")
+    for _ in range(2):
+        reader = await a.fs.open(ino, os.O_RDONLY)
+        assert reader.changed
+        await a.fs.release(reader.fh)
+        await fails(errno.ESTALE, a.fs.open(ino, os.O_WRONLY | os.O_APPEND))
+    assert (await a.stat("f")).size == len(b"longer than what was there")
+    await a.close((await a.fs.open(ino, os.O_WRONLY | os.O_APPEND)).fh)
+
+
+async def test_after_a_conflict_the_kernel_is_made_to_look_before_an_append(a: Node, b: Node) -> None:
+    await a.write("f", b"0123456789")
+    ino = (await a.stat("f")).ino
+    writer = await a.open("f", os.O_WRONLY | os.O_TRUNC)
+    await b.write("f", b"longer than what was there")
+    await a.fs.write(writer.fh, 0, b"lost")
+    with pytest.raises(Conflict):
+        await a.fs.flush(writer.fh)
+    await a.fs.release(writer.fh)
+    await fails(errno.ESTALE, a.fs.open(ino, os.O_WRONLY | os.O_APPEND))
+    await a.close((await a.open("f", os.O_WRONLY | os.O_APPEND)).fh)

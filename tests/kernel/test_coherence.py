@@ -149,3 +149,21 @@ def test_a_rename_is_seen_by_the_other_node_and_never_shows_neither_name(mount: 
         assert (two / f"f{i}").read_text() == "content"
         with pytest.raises(FileNotFoundError):
             (two / ("f" if i == 0 else f"f{i - 1}")).read_text()
+
+
+@pytest.mark.parametrize("size", [20, 5])
+@pytest.mark.parametrize("read_first", [False, True])
+def test_an_append_goes_behind_what_another_node_wrote(
+    bucket: Bucket, mount: MountFactory, size: int, read_first: bool
+) -> None:
+    """Within the time for which the kernel believes names and attributes, so it has not asked for the length."""
+    here, there = mount("a"), mount("b")
+    (here.path / "f").write_bytes(b"A" * 10)
+    (there.path / "f").write_bytes(b"B" * size)
+    if read_first:
+        os.close(os.open(here.path / "f", os.O_RDONLY))
+    fd = os.open(here.path / "f", os.O_WRONLY | os.O_APPEND)
+    os.write(fd, b"C")
+    os.close(fd)
+    assert bucket.read("f") == b"B" * size + b"C"
+    assert (here.path / "f").read_bytes() == b"B" * size + b"C"
