@@ -104,14 +104,17 @@ def check_part(number: int, size_bytes: int, caps: Capabilities) -> None:
 
 
 def check_parts(parts: Sequence[Part], sizes: Mapping[tuple[int, str], int], caps: Capabilities) -> None:
-    """Raise Rejected unless `parts` can be completed. `sizes` holds bytes by (number, ETag) of what was uploaded."""
+    """Raise Rejected unless `parts` can be completed, NotFound for one that is not there.
+
+    `sizes` holds bytes by (number, ETag) of what was uploaded.
+    """
     if not parts:
         raise Rejected("an upload needs at least one part")
     if any(a.number >= b.number for a, b in pairwise(parts)):
         raise Rejected("parts are not in ascending order")
     for part in parts:
         if (part.number, part.etag) not in sizes:
-            raise Rejected(f"part {part.number} with ETag {part.etag} was never uploaded")
+            raise NotFound(f"part {part.number} with ETag {part.etag} was never uploaded")
     for part in parts[:-1]:
         if (size := sizes[part.number, part.etag]) < caps.min_part_bytes:
             raise Rejected(f"part {part.number} has {size} bytes: all but the last need {caps.min_part_bytes}")
