@@ -162,7 +162,9 @@ class MountOptions:
     )
     memory: int = field(
         default=128 * MIB,
-        metadata=_about(units.parse_size, "Cache", "Memory for content on its way from or to the endpoint.", "128M"),
+        metadata=_about(
+            units.parse_size, "Cache", "Memory for content on its way; half as much again awaits readers.", "128M"
+        ),
     )
     dirty_max: int = field(
         default=2 * GIB,

@@ -43,7 +43,7 @@ class CacheSettings:
     directory: Path
     size_bytes: int = 10 * GIB  # cap of allocated blocks on disk
     free_floor_bytes: int = GIB  # leave at least this much free on the cache's disk
-    memory_bytes: int = 128 * MIB  # in-flight bodies: fetches, uploads, prefetch
+    memory_bytes: int = 128 * MIB  # in-flight bodies: fetches, uploads, prefetch; half as much again awaits readers
     dirty_max_bytes: int = 2 * GIB  # beyond it writers wait
     dirty_age_s: float = 300.0  # unpublished for longer: forced out, and writers wait
     journal_age_s: float = 5.0  # dirty data that nobody synced is synced by then

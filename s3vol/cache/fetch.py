@@ -181,8 +181,8 @@ class Fetcher:
     async def _land(self, content: CachedContent, run: _Run, start: int, body: memoryview) -> None:
         """Serve readers from `body`, and bring it to the disk past the page cache."""
         base = content.base
-        for low, high in content.absent(start, start + len(body)):
-            self._shelf.put(content.bodies, low, body[low - start : high - start])
+        if content.absent(start, start + len(body)) == [(start, start + len(body))]:
+            self._shelf.put(content.bodies, start, body)  # whole: a slice would hold all of it and count as a part
         run.over.set()
         run.over = over = trio.Event()
         chunks = range(run.first, run.last + 1)

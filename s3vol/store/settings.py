@@ -70,8 +70,7 @@ def store_settings(options: MountOptions) -> StoreSettings:
     """The store's part of a mount's options. Keys are none of them.
 
     A change that was sent is waited for, however long its attempt may be silent (s3_client); so a shorter `timeout`
-    makes attempts shorter too. With the default of 60 s they
-    have their usual length.
+    makes attempts shorter too. With the default of 60 s they have their usual length.
     """
     longest_s = options.timeout / _ATTEMPTS
     return StoreSettings(

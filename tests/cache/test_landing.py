@@ -292,3 +292,16 @@ def test_the_shelf_gives_up_the_oldest_whoever_it_is_for() -> None:
     assert shelf.used_bytes == 0
     shelf.put(one, 0, memoryview(bytes(11)))
     assert one.serve(0, 1) is None
+
+
+async def test_memory_is_not_kept_for_a_run_of_which_only_some_bytes_were_missing(rig: Rig, thread: Thread) -> None:
+    async with rig.cache(serve=False) as cache:
+        content = cache.attach(await rig.put("f", BODY))
+        for at in range(*WINDOW, MIB):
+            await cache.write(content, at, bytes(MIB - 4 * KIB))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(prefetch, cache, content)
+            await thread.has_begun()
+            assert not content.bodies, "each slice of 4 KiB would hold all 8 MiB that were fetched"
+            thread.go_on()
+        assert bytes(await cache.read(content, 2 * MIB - 4 * KIB, 4 * KIB)) == BODY[2 * MIB - 4 * KIB : 2 * MIB]
