@@ -65,6 +65,7 @@ async def test_an_open_waits_for_stale_pages_with_a_bound(kernel: Kernel, mock_c
     notifier = Notifier()
     assert await notifier.forget_content(Ino(5))
     kernel.gate.clear()
+    kernel.entered.clear()
     dropped: list[bool] = []
 
     async def drop() -> None:
@@ -72,7 +73,7 @@ async def test_an_open_waits_for_stale_pages_with_a_bound(kernel: Kernel, mock_c
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(drop)
-        await trio.testing.wait_all_tasks_blocked()
+        await trio.to_thread.run_sync(kernel.entered.wait)  # left behind earlier, it would tell the next test's kernel
         mock_clock.jump(notify.PAGES_S - 0.1)
         await trio.testing.wait_all_tasks_blocked()
         assert dropped == []
