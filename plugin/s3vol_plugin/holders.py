@@ -128,8 +128,13 @@ class Holders:
     async def now_ns(self) -> int:
         """The store's clock, in nanoseconds since the epoch, cut to seconds."""
         key = f"{_CLOCK}{self._node}{_SUFFIX}"
-        await self._say(key, "")
-        return (await self._store.head(key)).modified_ns
+        for _ in range(_TRIES):
+            await self._say(key, "")
+            try:
+                return (await self._store.head(key)).modified_ns
+            except NotFound:  # cleared by a node to which this one was silent; the next word looks before it speaks
+                del self._spoken_s[key]
+        raise Unavailable(f"{key}: is deleted again and again; do two nodes have the name {self._node}?")
 
     def _key(self, volume: Volume) -> str:
         return f"{FOLDER}{volume.uuid}/{self._node}{_SUFFIX}"

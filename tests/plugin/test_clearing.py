@@ -22,17 +22,18 @@ Hook = Callable[[], Awaitable[object]]
 
 
 class Interrupted(Decorator):
-    """Runs a hook before each call of one kind, once."""
+    """Runs a hook before the first call of one kind; of those for the clocks, or of the others."""
 
-    def __init__(self, inner: Store, operation: str, hook: Hook) -> None:
+    def __init__(self, inner: Store, operation: str, hook: Hook | None, *, clocks: bool = False) -> None:
         super().__init__(inner)
         self._operation = operation
-        self._hook: Hook | None = hook
+        self.hook = hook
+        self._clocks = clocks
 
     async def around(self, call: Call, perform: Callable[[], Awaitable[T]]) -> T:
-        wanted = call.operation == self._operation and "/clock/" not in call.key
-        if wanted and self._hook is not None:
-            hook, self._hook = self._hook, None
+        wanted = call.operation == self._operation and ("/clock/" in call.key) == self._clocks
+        if wanted and self.hook is not None:
+            hook, self.hook = self.hook, None
             await hook()
         return await perform()
 
@@ -177,6 +178,17 @@ async def test_words_of_nodes_that_are_long_silent_go(site: Site, monkeypatch: p
     assert await site.keys(holders.FOLDER) == []
     await two.hold(volume)
     assert [holder.node for holder in await one.holders(volume)] == ["n2"]
+
+
+async def test_a_clock_that_is_cleared_while_it_is_read_is_set_again(site: Site) -> None:
+    clock = f"{holders.FOLDER}clock/n1.json"
+    store = Interrupted(site.store, "head", None, clocks=True)
+    asking = holders.Holders(store, "n1")
+    before_ns = await asking.now_ns()
+    store.hook = lambda: site.store.delete(clock)  # between its word and its look
+    assert await asking.now_ns() >= before_ns
+    assert store.hook is None
+    assert (await site.store.head(clock)).modified_ns >= before_ns
 
 
 async def test_a_node_that_is_back_before_its_word_is_marked_keeps_it(site: Site, late: None) -> None:
