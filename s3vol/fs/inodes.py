@@ -73,6 +73,7 @@ class Inode:
     changed_s: float = -inf  # when this node made or removed an entry last
     listed_s: float = -inf  # when a listing of it began last
     singles: int = 0  # names found one by one since then
+    misses: int = 0  # names asked for one by one that were not there, since then
     huge: bool = False  # its first page did not cover all of it
     orphans: list[str] = field(default_factory=list)  # objects that keep its bytes for open handles
 

@@ -76,7 +76,8 @@ class Lister:
         marker = next((info for info in objects if info.key == prefix), None)
         self._learn(directory, rows, marker, ask)
         if cursor is None:
-            directory.listed_s, directory.singles, directory.huge = ask.at_s, 0, page.next_cursor is not None
+            directory.listed_s, directory.singles, directory.misses = ask.at_s, 0, 0
+            directory.huge = page.next_cursor is not None
         last = max((*(info.key for info in page.objects), *page.prefixes), default=prefix)
         end = None if page.next_cursor is None else last
         return Listing(tuple(rows), marker, ask, end, page.next_cursor, buried)

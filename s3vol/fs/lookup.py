@@ -3,10 +3,14 @@
 Theory of operation. A positive answer may be as old as `attr_ttl_s`; "there is nothing" needs a request that began
 after the question was asked, since another node may just have closed a new file. In a directory that was not listed
 yet the question is asked by listing its first page, which answers the next thousand as well; after that by one LIST of
-the keys that begin with the name (a HEAD and a LIST side by side where a listing does not bring attributes): `a` is a
-file if it is an object, a directory if `a/` or anything below it is. When both are there the directory is shown and the
-trouble counted. When single questions in a small directory keep finding files, it is listed again: a walk by names
-costs one LIST for each TTL and not one for each file.
+the keys that begin with the name: `a` is a file if it is an object, a directory if `a/` or anything below it is. When
+both are there the directory is shown and the trouble counted. When single questions in a small directory keep finding
+files, it is listed again: a walk by names costs one LIST for each TTL and not one for each file.
+
+A large directory, and a store whose listings do not bring attributes, are asked by a HEAD of `a` and a LIST below `a/`
+side by side. MinIO walks through the whole directory for the beginning of a name (1 ms among 1,000 others, 6 ms among
+10,000) and through nothing for these two (0.5 ms each, however many others there are). Neighbours of a name that is not
+there are not counted by anybody, so as many misses as a page has rows count as a large directory: files are being made.
 
 Rejected: believing a listing of a moment ago that there is no such directory. Another node may have made it and closed
 a file in it, which is owed to the next open.
@@ -27,7 +31,7 @@ from s3vol.fs.inodes import Inode
 from s3vol.fs.learned import Ask
 from s3vol.fs.linkrecord import Count
 from s3vol.fs.links import Links
-from s3vol.fs.listing import Lister, Listing
+from s3vol.fs.listing import PAGE_ROWS, Lister, Listing
 from s3vol.fs.objects import Objects
 from s3vol.fs.parallel import both
 from s3vol.types import ObjectInfo
@@ -184,7 +188,7 @@ class Finder:
         mount = self._mount
         while True:
             with mount.learned.asking() as ask:
-                if mount.store.capabilities.list_metadata:
+                if mount.store.capabilities.list_metadata and not _is_large(parent):
                     info, below = await self._look(path)
                 else:
                     info, below = await both(
@@ -229,6 +233,7 @@ class Finder:
             parent.singles += 1
             mount.learned.put(path, info, ask)
             return Found(path, False, ask.at_s, info)
+        parent.misses += 1
         if not buried:
             mount.learned.put_absent(path, ask)
         return None
@@ -239,6 +244,11 @@ class Finder:
         if found is None:
             raise PosixError(errno.ENOENT, path)
         return found
+
+
+def _is_large(directory: Inode) -> bool:
+    """True when a LIST by the beginning of a name would walk through very many others."""
+    return directory.huge or directory.misses >= PAGE_ROWS
 
 
 def _pending_info(content: Content) -> ObjectInfo:

@@ -10,6 +10,7 @@ import pytest
 
 from s3vol import layout
 from s3vol.errors import Unavailable
+from s3vol.fs.listing import PAGE_ROWS
 from s3vol.store.base import Capabilities
 from s3vol.store.memory import MemoryBucket, MemoryStore
 from s3vol.types import ROOT_INO, Caller
@@ -211,6 +212,29 @@ async def test_absence_is_asked_for_each_time_and_a_create_uses_the_lookups_answ
     await a.create("f")
     after = a.controls.calls
     assert (after["list"], after["put"]) == (before["list"], 0)
+
+
+async def test_a_name_in_a_large_directory_is_asked_for_without_walking_through_its_neighbours(
+    a: Node, foreign: Foreign
+) -> None:
+    for number in range(PAGE_ROWS + 1):
+        await foreign.put(f"d/{number:04}", b"")
+    await fails(errno.ENOENT, a.stat("d/none"))  # lists the directory first
+    before = dict(a.controls.calls)
+    await fails(errno.ENOENT, a.stat("d/none"))
+    after = a.controls.calls
+    assert (after["head"] - before["head"], after["list"] - before["list"]) == (1, 1)
+    await foreign.put("d/none/file", b"")
+    assert stat.S_ISDIR((await a.stat("d/none")).mode)
+
+
+async def test_a_directory_that_is_being_filled_is_large_after_a_page_of_names_that_were_not_there(a: Node) -> None:
+    await a.mkdir("d")
+    for number in range(PAGE_ROWS):
+        await fails(errno.ENOENT, a.stat(f"d/{number}"))
+    before = dict(a.controls.calls)
+    await fails(errno.ENOENT, a.stat("d/none"))
+    assert a.controls.calls["head"] - before["head"] == 1
 
 
 async def test_a_store_that_lists_no_metadata_is_asked_for_it(nodes: Nodes, bucket: MemoryBucket, a: Node) -> None:
