@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from s3vol import layout
-from s3vol.errors import PosixError, S3volError, Unavailable
+from s3vol.errors import PosixError, S3volError
 from s3vol.failpoints import Point, hit
 from s3vol.fs.context import Mount
 from s3vol.fs.copying import GONE
@@ -25,12 +25,12 @@ from s3vol.fs.linking import Linking, new_id
 from s3vol.fs.links import Links
 from s3vol.fs.lookup import Found
 from s3vol.fs.objects import Objects
+from s3vol.fs.replacing import Linked, replace_at
 from s3vol.layout import Link
-from s3vol.store.base import ABSENT, matches
+from s3vol.store.base import Condition
 from s3vol.types import ObjectInfo
 
 TOMBSTONES = "tombstone"  # notes: tombstones of ours that may be left
-ATTEMPTS = 10
 Clear = Callable[[str, ObjectInfo, float], Awaitable[None]]
 
 
@@ -119,23 +119,14 @@ class LinkRename:
     async def _place(self, new: str, made: Link, replaced: ObjectInfo | None, *, replace: bool) -> ObjectInfo | None:
         """The stub at the new name, over whatever is there by then; None: that is a name of a link."""
         body, metadata = layout.stub(made)
-        for _ in range(ATTEMPTS):
-            condition = ABSENT if replaced is None else matches(replaced.etag)
-            self._mount.learned.changed(new)
-            try:
-                return await self._objects.put(new, body, metadata, condition=condition)
-            except GONE:
-                replaced = await self._objects.head(new)
-                if replaced is not None and layout.is_tombstone(replaced):
-                    await self._objects.await_absent(new)
-                    replaced = None
-                if replaced is not None and not replace:
-                    raise PosixError(errno.EEXIST, new) from None
-                if replaced is not None and layout.link_of(replaced) is not None:
-                    return None  # to be marked first
-            finally:
-                self._mount.learned.changed(new)
-        raise Unavailable(f"{new}: other nodes changed it {ATTEMPTS} times while it was to be replaced")
+
+        async def put(condition: Condition) -> ObjectInfo:
+            return await self._objects.put(new, body, metadata, condition=condition)
+
+        try:
+            return await replace_at(self._mount, self._objects, new, replaced, put, replace=replace)
+        except Linked:
+            return None  # to be marked first
 
     def _forget(self, old: str, new: str) -> None:
         self._mount.learned.changed(old)

@@ -35,12 +35,12 @@ from s3vol.fs.lookup import Finder, Found
 from s3vol.fs.objects import Objects
 from s3vol.fs.orphans import Orphans
 from s3vol.fs.removal import Removal
+from s3vol.fs.replacing import ATTEMPTS, Linked, replace_at
 from s3vol.fs.tree import TreeRename
-from s3vol.store.base import ABSENT, FILE_TYPE, matches
+from s3vol.store.base import FILE_TYPE, Buffer, Condition
 from s3vol.types import Ino, ObjectInfo
 
 RENAME_NOREPLACE = 1  # linux/fs.h
-ATTEMPTS = 10  # lost races against other nodes before giving up
 PAUSE_S = 0.01  # about what a copy and a tombstone take; doubles with each attempt
 
 
@@ -52,8 +52,8 @@ class Kind(enum.Enum):
     TREE = "tree"
 
 
-class Linked(S3volError):
-    """The file that was to be replaced has become a name of a link: the rename begins anew, and marks it first."""
+class _Changed(S3volError):
+    """The source of a copy is another version by now."""
 
 
 def plan(source: Found | None, target: Found | None, old: str, new: str, flags: int) -> Kind:
@@ -264,27 +264,22 @@ class Rename:
         raise Unavailable(f"{old}: other nodes changed it {ATTEMPTS} times while it was to be renamed")
 
     async def _copy(
-        self, source: ObjectInfo, new: str, replaced: ObjectInfo | None, *, body: object, replace: bool
+        self, source: ObjectInfo, new: str, replaced: ObjectInfo | None, *, body: Buffer | None, replace: bool
     ) -> ObjectInfo | None:
         """Copy over whatever is at the new name. None: the source is another by now."""
-        payload = body if isinstance(body, bytes | bytearray | memoryview) else None
-        for _ in range(ATTEMPTS):
-            condition = ABSENT if replaced is None else matches(replaced.etag)
-            self._mount.learned.changed(new)
+
+        async def copy(condition: Condition) -> ObjectInfo:
             try:
-                return await self._copier.copy(source, new, condition, body=payload)
+                return await self._copier.copy(source, new, condition, body=body)
             except GONE:
                 if await self._copier.is_changed(source):
-                    return None
-                replaced = await self._objects.head(new)
-                if replaced is not None and layout.is_tombstone(replaced):
-                    await self._objects.await_absent(new)
-                    replaced = None
-                if replaced is not None and not replace:
-                    raise PosixError(errno.EEXIST, new) from None
-                if replaced is not None and layout.link_of(replaced) is not None:
-                    raise Linked(new) from None
-        raise Unavailable(f"{new}: other nodes changed it {ATTEMPTS} times while it was to be replaced")
+                    raise _Changed(source.key) from None
+                raise
+
+        try:
+            return await replace_at(self._mount, self._objects, new, replaced, copy, replace=replace)
+        except _Changed:
+            return None
 
     async def _clear(self, old: str, tombstone: ObjectInfo, buried_s: float) -> None:
         """Delete the tombstone. The rename has happened: one that cannot be deleted now stays noted for later."""
