@@ -247,6 +247,16 @@ class MountOptions:
         default=None,
         metadata=_about(units.parse_text, "Endpoint", "Key for `sse=aws:kms`.", "the account's"),
     )
+    sse_c_key: Path | None = field(
+        default=None,
+        metadata=_about(
+            units.parse_path,
+            "Endpoint",
+            "File with a key of 32 bytes, as they are or in base64, that all objects are encrypted with (SSE-C). Only "
+            "who has it can read them; https only.",
+            "no key",
+        ),
+    )
     connections: int = field(
         default=64, metadata=_about(units.parse_count, "Endpoint", "Requests at a time, of all kinds.")
     )

@@ -129,6 +129,7 @@ TAKEN: Mapping[str, str] = {
     "node": f"{_DRIVER}; `node` in plugin.toml names a node",
     "dev": "device files are never honoured on a volume",
     "suid": "set-user-ID bits are never honoured on a volume",
+    "sse-c-key": "names a file of root's, which only an administrator may: [defaults] in plugin.toml",
     "profile": "depends on root's AWS configuration on each node; write credentials=NAME",
 }
 """Rows of the mount options table that a volume cannot have, and why."""
@@ -159,7 +160,7 @@ NAMES: Sequence[str] = (*OWN, *ROWS, *(name for name in SHORT_FORMS if name not 
 """All valid keys."""
 
 NODE_ROWS: Mapping[str, Option] = {
-    name: row for name, row in OPTIONS.items() if name not in TAKEN or name in ("profile", "log-format")
+    name: row for name, row in OPTIONS.items() if name not in TAKEN or name in ("profile", "log-format", "sse-c-key")
 }
 """Rows that `[defaults]` of plugin.toml may have."""
 

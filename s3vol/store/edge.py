@@ -121,6 +121,9 @@ _ADVICE: dict[str, str] = {
 
 def judge(answer: Answer, what: str) -> S3volError:
     """The error for an answer. `what` is the operation in words: `put a/b`."""
+    if _is_about_keys(answer):
+        said = f"{answer.message} ({answer.status} {answer.code})"
+        return S3volError(f"{what}: {said}; check the options sse, sse-kms-key and sse-c-key")
     kind = _KIND_BY_CODE.get(answer.code) or _KIND_BY_STATUS.get(answer.status)
     if kind is None:
         kind = Unavailable if answer.status >= 500 or answer.status == 0 else Rejected
@@ -133,6 +136,13 @@ def judge(answer: Answer, what: str) -> S3volError:
     if answer.status in (301, 307, 308):
         reason = f"the bucket is in another region or at another endpoint: {answer.message}".rstrip(": ")
     return kind(f"{what}: {reason} ({shown})" if reason else f"{what}: {shown}")
+
+
+def _is_about_keys(answer: Answer) -> bool:
+    """True when encryption is in the way. No refusal of the request as such: the probe must not take it for a "no"."""
+    if answer.code.startswith(("kms:", "KMS.")):
+        return True
+    return answer.code in ("InvalidRequest", "InvalidArgument", "NotImplemented") and "ncrypt" in answer.message
 
 
 def _skew(answer: Answer) -> str:

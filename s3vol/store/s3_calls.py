@@ -23,8 +23,8 @@ from obstore.exceptions import BaseError
 from s3vol.errors import Corrupt, Unavailable
 from s3vol.store import edge
 from s3vol.store import s3_wire as wire
-from s3vol.store.base import Buffer, Condition, Part, Upload
-from s3vol.store.s3_client import FAST_BODY_BYTES, SSE_HEADER, Client
+from s3vol.store.base import Buffer, Condition, Part, Upload, matches
+from s3vol.store.s3_client import FAST_BODY_BYTES, Client
 from s3vol.types import ObjectInfo
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def head(client: Client, key: str) -> ObjectInfo:
         answer = edge.answer_of(error)
         if answer is None or answer.code or answer.status not in _MUTE:
             raise
-        client.slow.get_object(Bucket=client.bucket, Key=key)["Body"].close()
+        client.slow.get_object(Bucket=client.bucket, Key=key, **client.encryption.touching())["Body"].close()
         if answer.status == 404:
             raise Unavailable(f"head {key}: missing for HEAD, there for GET: it was written just now") from error
         raise
@@ -88,11 +88,12 @@ def _head_fast(client: Client, key: str) -> ObjectInfo:
 
 
 def _head_slow(client: Client, key: str) -> ObjectInfo:
-    found = client.slow.head_object(Bucket=client.bucket, Key=key)
+    found = client.slow.head_object(Bucket=client.bucket, Key=key, **client.encryption.touching())
+    size = found["ContentLength"]
     return ObjectInfo(
         key=key,
-        size=found["ContentLength"],
-        etag=wire.bare(found["ETag"]),
+        size=size,
+        etag=wire.unsealed(wire.bare(found["ETag"]), size=size, sse=found.get("ServerSideEncryption", "")),
         modified_ns=int(found["LastModified"].timestamp()) * _NS,
         metadata=dict(wire.decode_metadata(name, value) for name, value in found["Metadata"].items()),
         content_type=found.get("ContentType", ""),
@@ -126,7 +127,7 @@ def _get_fast(client: Client, key: str, start: int, length: int, if_match: str |
 
 
 def _get_slow(client: Client, key: str, start: int, length: int, if_match: str | None) -> tuple[Buffer, int]:
-    options: dict[str, Any] = {} if if_match is None else {"IfMatch": wire.quoted(if_match)}
+    options = client.encryption.touching() | ({} if if_match is None else {"IfMatch": wire.quoted(if_match)})
     found = client.slow.get_object(
         Bucket=client.bucket, Key=key, Range=f"bytes={start}-{start + length - 1}", **options
     )
@@ -158,16 +159,39 @@ def _put_fast(client: Client, key: str, content: Content, condition: Condition) 
 
 
 def _put_slow(client: Client, key: str, content: Content, condition: Condition) -> str:
-    done = client.slow.put_object(
-        Bucket=client.bucket,
-        Key=key,
-        Body=wire.as_file(content.body),
-        Metadata=content.metadata,
-        ContentType=content.content_type,
-        **_conditional(condition),
-        **_encryption(client),
-    )
-    return wire.bare(done["ETag"])
+    def send(condition: Condition) -> str:
+        done = client.slow.put_object(
+            Bucket=client.bucket,
+            Key=key,
+            Body=wire.as_file(content.body),
+            Metadata=content.metadata,
+            ContentType=content.content_type,
+            **_conditional(condition),
+            **client.encryption.making(),
+        )
+        return wire.bare(done["ETag"])
+
+    try:
+        return send(condition)
+    except ClientError as error:
+        sealed = _sealed(client, key, condition, error)
+        if sealed is None:
+            raise
+        return send(matches(sealed))
+
+
+def _sealed(client: Client, key: str, condition: Condition, refused: ClientError) -> str | None:
+    """The ETag that MinIO wants in a condition on an encrypted directory marker, if that is why it refused.
+
+    It gives another one in HEAD than in the answer to PUT and in listings, and knows only that one in conditions.
+    """
+    answer = edge.answer_of(refused)
+    if not key.endswith("/") or condition.etag is None or answer is None or answer.status != 412:
+        return None
+    found = client.slow.head_object(Bucket=client.bucket, Key=key, **client.encryption.touching())
+    etag = wire.bare(found["ETag"])
+    plain = wire.unsealed(etag, size=found["ContentLength"], sse=found.get("ServerSideEncryption", ""))
+    return etag if wire.is_sealed(etag) and plain == condition.etag else None
 
 
 def check_body(what: str, body: Buffer, etag: str) -> None:
@@ -188,7 +212,7 @@ def delete(client: Client, key: str) -> None:
 def create_upload(client: Client, key: str, metadata: Mapping[str, str], content_type: str) -> str:
     """Begin a multipart upload; returns its id."""
     made = client.slow.create_multipart_upload(
-        Bucket=client.bucket, Key=key, Metadata=metadata, ContentType=content_type, **_encryption(client)
+        Bucket=client.bucket, Key=key, Metadata=metadata, ContentType=content_type, **client.encryption.making()
     )
     return made["UploadId"]
 
@@ -196,7 +220,12 @@ def create_upload(client: Client, key: str, metadata: Mapping[str, str], content
 def upload_part(client: Client, key: str, upload_id: str, number: int, body: Buffer) -> Part:
     """Send one part."""
     done = client.slow.upload_part(
-        Bucket=client.bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=wire.as_file(body)
+        Bucket=client.bucket,
+        Key=key,
+        UploadId=upload_id,
+        PartNumber=number,
+        Body=wire.as_file(body),
+        **client.encryption.touching(),
     )
     return Part(number, wire.bare(done["ETag"]))
 
@@ -223,6 +252,7 @@ def copy_part(client: Client, key: str, upload_id: str, number: int, source: Ext
         PartNumber=number,
         CopySource={"Bucket": client.bucket, "Key": source.key},
         CopySourceIfMatch=wire.quoted(source.etag),
+        **client.encryption.copying(),
         **extent,
     )
     return Part(number, wire.bare(done["CopyPartResult"]["ETag"]))
@@ -236,6 +266,7 @@ def complete_upload(client: Client, key: str, upload_id: str, parts: Sequence[Pa
         UploadId=upload_id,
         MultipartUpload={"Parts": [{"PartNumber": part.number, "ETag": wire.quoted(part.etag)} for part in parts]},
         **_conditional(condition),
+        **client.encryption.touching(),  # MinIO looks at what is there with it
     )
     return wire.bare(done["ETag"])
 
@@ -259,11 +290,3 @@ def _conditional(condition: Condition) -> dict[str, Any]:
     if condition.absent:
         return {"IfNoneMatch": "*"}
     return {} if condition.etag is None else {"IfMatch": wire.quoted(condition.etag)}
-
-
-def _encryption(client: Client) -> dict[str, Any]:
-    settings = client.settings
-    if settings.sse is None:
-        return {}
-    key = {"SSEKMSKeyId": settings.sse_kms_key} if settings.sse_kms_key else {}
-    return {"ServerSideEncryption": SSE_HEADER[settings.sse], **key}

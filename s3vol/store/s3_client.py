@@ -41,6 +41,7 @@ from urllib3.exceptions import InsecureRequestWarning
 
 from s3vol.errors import S3volError, UsageError
 from s3vol.store import edge
+from s3vol.store.s3_sse import check_transport, encryption
 from s3vol.store.settings import Source, StoreSettings
 
 if TYPE_CHECKING:
@@ -51,8 +52,6 @@ T = TypeVar("T")
 
 FAST_BODY_BYTES = 8 << 20
 """Bodies up to this go through obstore: at 0.5 MB/s they pass within the default time-out of an attempt."""
-
-SSE_HEADER = {"aes256": "AES256", "aws:kms": "aws:kms"}
 
 _WHOLE_REQUEST = 15  # times attempt_timeout_s: the bound of a whole request whose body keeps trickling
 _DEFAULT_REGION = "us-east-1"  # what MinIO assumes, and S3's own default
@@ -89,9 +88,11 @@ class Client:
             settings.region or os.environ.get("AWS_REGION") or session.get_config_variable("region") or _DEFAULT_REGION
         )
         verify = _verify(session, settings)
+        self.encryption = encryption(settings)
         self._credentials = None if settings.anonymous else _credentials(session, source)
         self.slow = _slow_client(session, settings, self.region, verify)
         self.base_url = _base_url(self.slow, self.bucket)
+        check_transport(self.encryption, self.endpoint)
         self.fast = _fast_store(self, verify, self._credentials)
         http: Any = URLLib3Session  # the stubs know neither a bundle's path nor a pair of time-outs
         self._http: URLLib3Session = http(
@@ -248,10 +249,7 @@ def _fast_store(client: Client, verify: bool | str, credentials: Credentials | N
         "skip_signature": credentials is None,
         "unsigned_payload": False,
     }
-    if settings.sse:
-        config["server_side_encryption"] = SSE_HEADER[settings.sse]
-        if settings.sse_kms_key:
-            config["sse_kms_key_id"] = settings.sse_kms_key
+    config.update(client.encryption.fast())
     options: ClientConfig = {
         "allow_http": client.endpoint.startswith("http://"),
         "connect_timeout": timedelta(seconds=settings.connect_timeout_s),

@@ -34,6 +34,9 @@ _ONE_WORD = re.compile(_WORD, re.IGNORECASE)
 _WORD_MAX_BYTES = 75 - len("=?UTF-8?q??=")  # RFC 2047, section 2
 _Q_SAFE = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!*+-/.,:;@%&()[]{}<>|~^'$#\"\\`")
 
+_SEALED = re.compile(r"20(00|01)0f00[0-9a-f]{88}")  # DARE 2.0: header, 16 bytes, tag
+EMPTY_MD5 = "d41d8cd98f00b204e9800998ecf8427e"
+
 _NOT_PLAIN_KEY = re.compile(r"[\x00-\x1f\x7f]")
 _SYSTEM_NAMES = frozenset(
     {"cache-control", "content-disposition", "content-encoding", "content-language", "content-type", "storage-class"}
@@ -135,6 +138,22 @@ def _decode_word(form: str, text: str) -> bytes:
 def bare(etag: str | None) -> str:
     """An ETag without quotes and weakness mark."""
     return (etag or "").removeprefix("W/").strip('"')
+
+
+def is_sealed(etag: str) -> bool:
+    """True for an ETag as MinIO's HEAD gives it of an encrypted directory marker, and of nothing else (measured)."""
+    return _SEALED.fullmatch(etag) is not None
+
+
+def unsealed(etag: str, *, size: int, sse: str) -> str:
+    """The ETag that PUT and listings give of the same marker; an ETag that is not sealed as it is.
+
+    With SSE-KMS and SSE-C that is the end of the sealed one. With SSE-S3 it is the body's MD5: a marker has no body.
+    One that has is no directory's, and its ETag is compared with nothing.
+    """
+    if not is_sealed(etag):
+        return etag
+    return EMPTY_MD5 if sse == "AES256" and not size else etag[-len(EMPTY_MD5) :]
 
 
 def quoted(etag: str) -> str:

@@ -64,6 +64,7 @@ class StoreSettings:
     addressing: Literal["auto", "path", "virtual"] = "auto"  # auto: path for an endpoint that was given
     sse: Literal["aes256", "aws:kms"] | None = None
     sse_kms_key: str | None = None
+    sse_c_key: str | None = None  # file
 
 
 def store_settings(options: MountOptions) -> StoreSettings:
@@ -87,6 +88,7 @@ def store_settings(options: MountOptions) -> StoreSettings:
         addressing=options.addressing,
         sse=options.sse,
         sse_kms_key=options.sse_kms_key,
+        sse_c_key=str(options.sse_c_key) if options.sse_c_key else None,
     )
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -21,6 +18,7 @@ from s3vol.types import Health
 from tests.support.canned import Canned, canned, s3_error
 from tests.support.minio import ACCESS_KEY, REGION, SECRET_KEY, Minio
 from tests.support.s3 import MINIO_CAPABILITIES, settings_for
+from tests.support.tls import certify
 
 
 @pytest.mark.parametrize(
@@ -263,32 +261,22 @@ async def test_session_tokens_and_credentials_that_are_renewed_work_in_all_clien
 @pytest.fixture(scope="module")
 def tls_server(minio: Minio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Minio]:
     """A MinIO on https with a certificate that nobody knows; `minio` is asked for to skip where there is none."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.fail("no `openssl` to make a certificate with: run tools/bootstrap test")
     directory = tmp_path_factory.mktemp("tls")
-    certs = directory / "certs"
-    certs.mkdir()
-    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE"]
-    command += ["-keyout", str(certs / "private.key"), "-out", str(certs / "public.crt")]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    certify(directory)
     with Minio(directory) as server:
         yield server
 
 
 @pytest.fixture
 def tls_bucket(tls_server: Minio) -> str:
-    name = f"tls-{os.urandom(4).hex()}"
-    tls_server.client(verify=str(tls_server.certs / "public.crt")).create_bucket(Bucket=name)
-    return name
+    return tls_server.new_bucket()
 
 
 @pytest.mark.minio
 async def test_a_private_authority_is_trusted_by_all_clients_when_it_is_named(
     tls_server: Minio, tls_bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = str(tls_server.certs / "public.crt")
+    bundle = str(tls_server.authority)
     await works(tls_bucket, replace(settings_for(tls_server.endpoint), ca_bundle=bundle))
     await works(tls_bucket, replace(settings_for(tls_server.endpoint), verify_tls=False))
     monkeypatch.setenv("AWS_CA_BUNDLE", bundle)

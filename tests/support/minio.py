@@ -177,8 +177,13 @@ class Minio:
         return self.directory / "certs"
 
     @property
+    def authority(self) -> Path:
+        """The certificate that clients of https must trust: it has signed itself."""
+        return self.certs / "public.crt"
+
+    @property
     def _has_tls(self) -> bool:
-        return (self.certs / "public.crt").exists()
+        return self.authority.exists()
 
     def start(self) -> Minio:
         """Start, and return when the server answers its health check."""
@@ -270,6 +275,8 @@ class Minio:
         import boto3
         from botocore.config import Config
 
+        if verify is None and self._has_tls:
+            verify = str(self.authority)
         options: dict[str, Any] = {"s3": {"addressing_style": "path"}, "retries": {"total_max_attempts": 1}}
         make: Any = boto3.session.Session().client
         made: S3Client = make(
