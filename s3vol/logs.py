@@ -12,8 +12,10 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
+import os
 import sys
 import time
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,14 @@ def _plain(value: object) -> str:
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
+class _PrivateFile(logging.handlers.RotatingFileHandler):
+    """A log that only its owner reads: it names files, also of directories that others may not look into."""
+
+    def _open(self) -> TextIOWrapper:
+        fd = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        return open(fd, "a", encoding=self.encoding)  # the handler closes it
+
+
 def configure(level: str, style: str, file: Path | None) -> None:
     """Send everything to `file`, or to stderr when it is None. `style` is `text` or `json`. Raises OSError."""
     handler: logging.Handler
@@ -70,7 +80,7 @@ def configure(level: str, style: str, file: Path | None) -> None:
         handler = logging.StreamHandler(sys.stderr)
     else:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handler = logging.handlers.RotatingFileHandler(file, maxBytes=MAX_LOG_BYTES, backupCount=1, encoding="utf-8")
+        handler = _PrivateFile(file, maxBytes=MAX_LOG_BYTES, backupCount=1, encoding="utf-8")
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     root = logging.getLogger()
     for old in root.handlers[:]:

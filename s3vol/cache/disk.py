@@ -1,8 +1,9 @@
 """The cache directory: the only code that touches it (but for SQLite's own files).
 
 Layout: `lock` (flock, holds the pid of the user), `journal.db`, `data/<content id in hex>` one sparse file per content,
-`quarantine/` what a corrupt journal record leaves behind. Mode 0700; a directory of another user, or one that holds
-something else, is refused. No symbolic link is followed inside.
+`quarantine/` what a corrupt journal record leaves behind. Mode 0700; a directory of another user, one that others
+can replace, and one that holds something else are refused. No symbolic link is followed to it or inside; SQLite, which
+follows them, finds none.
 
 Theory of operation. Reads try `preadv(RWF_NOWAIT)` on the event loop: 1 µs when the bytes are in the page cache, and an
 honest "would block" otherwise, upon which a thread reads. tmpfs does not know the flag and never blocks. Writes go to
@@ -47,7 +48,8 @@ from s3vol.types import MIB
 PIECE_BYTES = MIB  # at most this much is copied to the page cache without giving the event loop a turn
 _FALLOC_KEEP_SIZE = 1  # linux/falloc.h
 _FALLOC_PUNCH_HOLE = 2
-_OURS = {"lock", "journal.db", "journal.db-wal", "journal.db-shm", "journal.db-journal", "data", "quarantine"}
+_FILES = {"lock", "journal.db", "journal.db-wal", "journal.db-shm", "journal.db-journal"}
+_FOLDERS = {"data", "quarantine"}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -82,7 +84,8 @@ class CacheDirectory:
         """Create it if needed, check it and lock it. Raises UsageError naming the directory and the way out."""
         self.path = path
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (path.parent, path):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             raise UsageError(f"cache directory {path}: {error.strerror}; use another --cache-dir") from None
@@ -107,13 +110,29 @@ class CacheDirectory:
         info = os.fstat(self.fd)
         if info.st_uid != os.geteuid():
             raise UsageError(f"cache directory {self.path} belongs to uid {info.st_uid}; use another --cache-dir")
-        foreign = set(os.listdir(self.fd)) - _OURS
+        above = self.path.parent.stat()
+        if above.st_mode & stat.S_IWOTH and not above.st_mode & stat.S_ISVTX:
+            raise UsageError(
+                f"cache directory {self.path}: everybody can replace it; `chmod o-w {self.path.parent}`, "
+                "or use another --cache-dir"
+            )
+        if stat.S_IMODE(info.st_mode) != 0o700:
+            os.fchmod(self.fd, 0o700)  # nobody else puts something into it from here on
+        names = set(os.listdir(self.fd))
+        foreign = names - _FILES - _FOLDERS
         if foreign:
             raise UsageError(
                 f"cache directory {self.path} is no cache of s3vol (it holds {min(foreign)!r}); use another --cache-dir"
             )
-        if stat.S_IMODE(info.st_mode) != 0o700:
-            os.fchmod(self.fd, 0o700)
+        for name in names:
+            self._check_entry(name)
+
+    def _check_entry(self, name: str) -> None:
+        info = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        right_kind = stat.S_ISDIR if name in _FOLDERS else stat.S_ISREG
+        if not right_kind(info.st_mode) or info.st_uid != os.geteuid():
+            what = "a symbolic link" if stat.S_ISLNK(info.st_mode) else "not what s3vol made"
+            raise UsageError(f"cache directory {self.path}: {name} in it is {what}; use another --cache-dir")
 
     def _lock(self) -> int:
         fd = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.fd)

@@ -94,8 +94,11 @@ async def _check(client: Client, source: Source) -> None:
         try:
             return client.signed_get("list-type=2&max-keys=1")
         except botocore.exceptions.ConnectionError as error:
+            reason = _reason(error)
             doubt = "is the server running, is this its URL?"
-            raise UsageError(f"endpoint {client.endpoint}: cannot connect ({_reason(error)}); {doubt}") from error
+            if "CERTIFICATE" in reason:
+                doubt = "--ca-bundle FILE names the authorities to trust"
+            raise UsageError(f"endpoint {client.endpoint}: cannot connect ({reason}); {doubt}") from error
 
     reply = await client.read(what, ask)
     if reply.status != 200:

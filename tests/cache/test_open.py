@@ -53,6 +53,39 @@ async def test_a_symbolic_link_is_not_followed(rig: Rig, tmp_path: Path) -> None
     await refused(rig)
 
 
+@pytest.mark.parametrize("name", ["lock", "journal.db", "journal.db-wal", "data", "quarantine"])
+async def test_no_symbolic_link_in_it_is_followed(rig: Rig, tmp_path: Path, name: str) -> None:
+    async with rig.cache(serve=False):
+        pass
+    inside, outside = rig.directory / name, tmp_path / "outside"
+    if inside.is_dir():
+        inside.rename(outside)
+    else:
+        outside.write_bytes(inside.read_bytes() if inside.exists() else b"")
+        inside.unlink(missing_ok=True)
+    inside.symlink_to(outside)
+    before = outside.stat()
+    assert f"{name} in it is a symbolic link" in await refused(rig)
+    assert outside.stat().st_mtime_ns == before.st_mtime_ns
+
+
+async def test_what_another_user_put_into_it_is_refused(rig: Rig) -> None:
+    async with rig.cache(serve=False):
+        pass
+    os.chown(rig.directory / "journal.db", 12345, 12345)
+    assert "journal.db in it is not what s3vol made" in await refused(rig)
+    os.chown(rig.directory, 12345, 12345)
+    assert "belongs to uid 12345" in await refused(rig)
+
+
+async def test_a_directory_that_everybody_can_replace_is_refused(rig: Rig) -> None:
+    rig.directory.parent.chmod(0o777)
+    assert "everybody can replace it" in await refused(rig)
+    rig.directory.parent.chmod(0o1777)
+    async with rig.cache(serve=False):
+        pass
+
+
 async def test_the_directory_is_private(rig: Rig) -> None:
     rig.directory.mkdir(mode=0o755)
     async with rig.cache(serve=False) as cache:

@@ -74,6 +74,30 @@ def test_warnings_of_python_are_log_lines(root: logging.Logger, tmp_path: Path) 
     assert "something is deprecated" in (tmp_path / "log").read_text()
 
 
+def test_a_log_file_is_its_owner_s_also_after_it_was_rotated(
+    root: logging.Logger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "MAX_LOG_BYTES", 100)
+    logs.configure("info", "text", tmp_path / "log")
+    for _ in range(3):
+        logging.getLogger("s3vol.test").info("a line of some length, so that three of them are too many")
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {"log": 0o600, "log.1": 0o600}
+
+
+def test_a_traceback_holds_no_values(root: logging.Logger, tmp_path: Path) -> None:
+    def connect(secret: str) -> None:
+        raise RuntimeError(f"no answer to {len(secret)} characters")
+
+    logs.configure("debug", "json", tmp_path / "log")
+    try:
+        connect("top-secret-key".upper())
+    except RuntimeError:
+        logging.getLogger("s3vol.test").exception("it failed")
+    text = (tmp_path / "log").read_text()
+    assert "no answer to 14 characters" in text
+    assert "TOP-SECRET-KEY" not in text
+
+
 def test_a_log_file_is_bounded(root: logging.Logger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "MAX_LOG_BYTES", 1000)
     logs.configure("info", "text", tmp_path / "log")
