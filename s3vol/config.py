@@ -257,6 +257,15 @@ class MountOptions:
             "no key",
         ),
     )
+    checksum: Literal["off", "sha256"] = field(
+        default="off",
+        metadata=_about(
+            units.Choice(("off", "sha256")),
+            "Endpoint",
+            "`sha256`: the store keeps a checksum of each object that goes as one PUT, and a file that is read whole "
+            "in one request is checked against it. A file's first read takes a millisecond of processor time more.",
+        ),
+    )
     connections: int = field(
         default=64, metadata=_about(units.parse_count, "Endpoint", "Requests at a time, of all kinds.")
     )

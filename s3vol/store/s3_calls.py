@@ -5,12 +5,19 @@ Theory of operation. Every hot call exists twice: by obstore, and by botocore fo
 same values. Keys here are whole keys of the bucket. Exceptions are the clients' own; `Client.read` and
 `Client.change` translate them.
 
+With `checksum` on, a read from the start of an object has no Range: S3 gives a checksum with a whole body only. Where
+the body turns out to be longer than what was asked for, the rest is not fetched. Parts of an upload carry no checksum
+that is kept: an upload that was begun with them takes no copied parts (MinIO). Like every body they are signed by their
+SHA-256, so the store refuses one that was damaged on its way.
+
 416 (the range begins behind the end) is a value here, None, not an error: MinIO judges the range before If-Match,
 so what it means is for the caller to find out.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,8 +110,12 @@ def _head_slow(client: Client, key: str) -> ObjectInfo:
 def get(client: Client, key: str, start: int, length: int, if_match: str | None) -> Buffer | None:
     """Ranged GET, its body read to the end; None when `start` is at or behind the end of the object."""
     wanted = (client, key, start, length, if_match)
+    checked = client.settings.checksum != "off" and start == 0 and not key.endswith("/")
     try:
-        body, size = _fast_first(key, lambda: _get_fast(*wanted), lambda: _get_slow(*wanted))
+        if checked:
+            body, size = _get_checked(client, key, length, if_match)
+        else:
+            body, size = _fast_first(key, lambda: _get_fast(*wanted), lambda: _get_slow(*wanted))
     except (BaseError, ClientError) as error:
         answer = edge.answer_of(error)
         if answer is not None and answer.status == 416:
@@ -124,6 +135,15 @@ def _get_fast(client: Client, key: str, start: int, length: int, if_match: str |
     if found.range[0] != start:
         raise Unavailable(f"get {key}: the answer begins at {found.range[0]}, not at {start}")
     return memoryview(found.bytes()), found.meta["size"]
+
+
+def _get_checked(client: Client, key: str, length: int, if_match: str | None) -> tuple[Buffer, int]:
+    """The beginning of an object; when that is all of it, botocore compares it with the checksum that came along."""
+    options = client.encryption.touching() | ({} if if_match is None else {"IfMatch": wire.quoted(if_match)})
+    found = client.slow.get_object(Bucket=client.bucket, Key=key, ChecksumMode="ENABLED", **options)
+    size = found["ContentLength"]
+    with contextlib.closing(found["Body"]) as stream:  # its own __enter__ gives what is below, and unchecked
+        return stream.read() if size <= length else stream.read(length), size
 
 
 def _get_slow(client: Client, key: str, start: int, length: int, if_match: str | None) -> tuple[Buffer, int]:
@@ -159,6 +179,8 @@ def _put_fast(client: Client, key: str, content: Content, condition: Condition) 
 
 
 def _put_slow(client: Client, key: str, content: Content, condition: Condition) -> str:
+    checksum = _checksum(content.body) if client.settings.checksum != "off" else {}
+
     def send(condition: Condition) -> str:
         done = client.slow.put_object(
             Bucket=client.bucket,
@@ -168,6 +190,7 @@ def _put_slow(client: Client, key: str, content: Content, condition: Condition) 
             ContentType=content.content_type,
             **_conditional(condition),
             **client.encryption.making(),
+            **checksum,
         )
         return wire.bare(done["ETag"])
 
@@ -192,6 +215,11 @@ def _sealed(client: Client, key: str, condition: Condition, refused: ClientError
     etag = wire.bare(found["ETag"])
     plain = wire.unsealed(etag, size=found["ContentLength"], sse=found.get("ServerSideEncryption", ""))
     return etag if wire.is_sealed(etag) and plain == condition.etag else None
+
+
+def _checksum(body: Buffer) -> dict[str, Any]:
+    # Given the name of the algorithm only, botocore sends a trailer over https, which older servers refuse.
+    return {"ChecksumSHA256": base64.b64encode(hashlib.sha256(body).digest()).decode()}
 
 
 def check_body(what: str, body: Buffer, etag: str) -> None:

@@ -250,6 +250,8 @@ def _fast_store(client: Client, verify: bool | str, credentials: Credentials | N
         "unsigned_payload": False,
     }
     config.update(client.encryption.fast())
+    if settings.checksum != "off":
+        config["checksum_algorithm"] = settings.checksum
     options: ClientConfig = {
         "allow_http": client.endpoint.startswith("http://"),
         "connect_timeout": timedelta(seconds=settings.connect_timeout_s),

@@ -65,6 +65,7 @@ class StoreSettings:
     sse: Literal["aes256", "aws:kms"] | None = None
     sse_kms_key: str | None = None
     sse_c_key: str | None = None  # file
+    checksum: Literal["off", "sha256"] = "off"
 
 
 def store_settings(options: MountOptions) -> StoreSettings:
@@ -89,6 +90,7 @@ def store_settings(options: MountOptions) -> StoreSettings:
         sse=options.sse,
         sse_kms_key=options.sse_kms_key,
         sse_c_key=str(options.sse_c_key) if options.sse_c_key else None,
+        checksum=options.checksum,
     )
 
 
