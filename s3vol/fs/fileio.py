@@ -30,6 +30,8 @@ from s3vol.fs.orphans import Orphans
 from s3vol.store.base import Buffer
 from s3vol.types import Fh
 
+_FMODE_EXEC = 0x20  # include/linux/fs.h: the open is execve's; it has no name among the flags of open(2)
+
 
 class FileIO:
     """Open files of one mount."""
@@ -40,7 +42,8 @@ class FileIO:
         self._orphans = orphans
 
     async def open(self, inode: Inode, flags: int) -> Opened:
-        """See FileSystem.open. ESTALE: the file is gone, or has to be looked up before an append; EISDIR, EROFS."""
+        """See FileSystem.open. ESTALE: the file is gone, or has to be looked up before an append. EISDIR, EROFS,
+        ETXTBSY."""
         mount = self._mount
         if inode.is_dir:
             raise PosixError(errno.EISDIR, inode.key or "")
@@ -54,6 +57,10 @@ class FileIO:
                     # it would write into the middle of what another node made. ESTALE makes it look again.
                     raise PosixError(errno.ESTALE, content.key)
                 if flags & os.O_TRUNC:
+                    if not _opens_for_writing(flags) and mount.handles.executed(inode):
+                        # The kernel asks this of an open for writing before it sends it, and of this one only
+                        # after: it would fail, and the program that runs would have lost its file all the same.
+                        raise PosixError(errno.ETXTBSY, content.key)
                     await self.truncate(inode, content, 0)
             except BaseException:
                 mount.cache.release(content)
@@ -64,7 +71,9 @@ class FileIO:
         """Register a handle, which takes over the reference on `content`. No await."""
         direct = self._coherence.mixed(inode, content)
         keep = not direct and self._coherence.keeps_pages(inode, content)
-        handle = self._mount.handles.open_file(inode, content, _writes(flags))
+        handle = self._mount.handles.open_file(
+            inode, content, writable=_writes(flags), executed=bool(flags & _FMODE_EXEC)
+        )
         if not direct:
             inode.pages = content
         return Opened(handle.fh, keep_cache=keep, direct=direct, changed=changed)
@@ -175,8 +184,12 @@ class FileIO:
             handle.inode.unpushed = False
 
 
+def _opens_for_writing(flags: int) -> bool:
+    return flags & os.O_ACCMODE != os.O_RDONLY
+
+
 def _writes(flags: int) -> bool:
-    return flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+    return _opens_for_writing(flags) or bool(flags & os.O_TRUNC)
 
 
 def _appends(flags: int) -> bool:

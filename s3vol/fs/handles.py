@@ -51,6 +51,7 @@ class FileHandle:
     inode: Inode
     content: Content
     writable: bool
+    executed: bool  # the kernel opened it to run it, and holds it until that program ends
 
 
 @dataclass(eq=False, slots=True)
@@ -79,9 +80,9 @@ class Handles:
     def __len__(self) -> int:
         return len(self._files) + len(self._directories)
 
-    def open_file(self, inode: Inode, content: Content, writable: bool) -> FileHandle:
+    def open_file(self, inode: Inode, content: Content, *, writable: bool, executed: bool = False) -> FileHandle:
         """Register an open(); takes over the caller's reference on `content`."""
-        handle = FileHandle(Fh(next(self._numbers)), inode, content, writable)
+        handle = FileHandle(Fh(next(self._numbers)), inode, content, writable, executed)
         self._files[handle.fh] = handle
         self._of_inode.setdefault(inode.ino, []).append(handle)
         inode.pins += 1
@@ -133,6 +134,10 @@ class Handles:
     def writer(self, inode: Inode, content: Content) -> bool:
         """True when a handle may write to this content."""
         return any(h.writable and h.content is content for h in self._of_inode.get(inode.ino, ()))
+
+    def executed(self, inode: Inode) -> bool:
+        """True while a program on this node runs from this file."""
+        return any(h.executed for h in self._of_inode.get(inode.ino, ()))
 
     def offered(self, ino: Ino) -> tuple[DirHandle, Row] | None:
         """The row that an open directory gave out last under this number."""

@@ -18,6 +18,7 @@ from tests.fs.conftest import Nodes
 from tests.fs.rig import Foreign, Node, fails
 
 S = 10**9
+FMODE_EXEC = 0x20  # what the kernel adds to the flags of the open of execve(2)
 
 
 async def test_attributes_of_a_closed_file_are_published_at_once(a: Node, b: Node) -> None:
@@ -221,3 +222,13 @@ def test_root_attributes_are_kept_where_no_mount_shows_them() -> None:
 async def test_statfs_is_large_and_constant(a: Node) -> None:
     found = await a.fs.statfs()
     assert (found.name_max, found.blocks) == (255, found.blocks_free)
+
+
+async def test_a_program_that_runs_is_not_truncated_by_an_open_for_reading(a: Node) -> None:
+    await a.write("f", b"abc")
+    running = await a.open("f", os.O_RDONLY | FMODE_EXEC)
+    await fails(errno.ETXTBSY, a.open("f", os.O_RDONLY | os.O_TRUNC))
+    assert await a.read("f") == b"abc"
+    await a.close(running.fh)
+    await a.close((await a.open("f", os.O_RDONLY | os.O_TRUNC)).fh)
+    assert await a.read("f") == b""
