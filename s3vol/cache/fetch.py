@@ -17,7 +17,9 @@ While a publish is at work the object may already be the new one although we hav
 If-Match then waits for the publish before it means anything; not while it holds chunks or budget that the publisher
 may need.
 
-When the disk has no room even after eviction, `read_through` serves the bytes from memory.
+When the disk has no room even after eviction, `read_through` serves the bytes from memory. So it does for a range that
+does not stay on the disk: where the range, or all that is fetched at a time, is larger than the room there is, its
+own fetches evict one another, and would for ever.
 """
 
 from __future__ import annotations
@@ -36,12 +38,13 @@ from s3vol.cache.disk import PIECE_BYTES, DataFiles
 from s3vol.cache.extents import Range, RangeSet
 from s3vol.cache.space import Space
 from s3vol.cache.tasks import run_all
-from s3vol.errors import Corrupt, NotFound, PreconditionFailed
+from s3vol.errors import Corrupt, NoSpace, NotFound, PreconditionFailed
 from s3vol.store.base import Buffer, Store
 from s3vol.types import CHUNK_BYTES, MIB, Health
 
 RUN_BYTES = 8 * MIB
 _RUN_CHUNKS = RUN_BYTES // CHUNK_BYTES
+_TRIES = 2  # fetches of one range by one caller before the room is said to be too small for it
 _LANDING_BYTES = 3 * MIB  # a reader's own fetch is shorter: the kernel asks for 1 MiB at most, which touches two chunks
 
 
@@ -84,8 +87,10 @@ class Fetcher:
     ) -> None:
         """Return when the range was present at a moment after the call, or the content is dropped.
 
-        `publishing`: the caller is the publisher. `reading`: bytes in memory will do (`content.bodies`).
+        `publishing`: the caller is the publisher. `reading`: bytes in memory will do (`content.bodies`). Raises NoSpace
+        when there is no room for the range, or not for long enough.
         """
+        tries = 0
         while not content.dropped and (missing := content.absent(start, end)):
             if reading and content.bodies.covers(start, end):
                 return
@@ -93,6 +98,13 @@ class Fetcher:
             if not runs and busy is not None:
                 await busy.wait()
                 continue
+            if tries == _TRIES:
+                for run in runs:
+                    _release(content, run)
+                raise NoSpace(
+                    f"{content.key}: {end - start} bytes do not stay in a cache of this size until all are there"
+                )
+            tries += 1
             try:
                 await run_all([partial(self._fetch, content, run, publishing) for run in runs])
             finally:

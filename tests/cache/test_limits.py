@@ -65,6 +65,20 @@ async def test_a_full_cache_waits_for_what_can_be_published(rig: Rig) -> None:
         assert rig.body("f") == BLOCK * 16
 
 
+async def test_a_file_that_does_not_fit_into_the_cache_at_once_is_published(rig: Rig) -> None:
+    rig.limit(size_bytes=8 * MIB, readahead_max_bytes=0)
+    body = b"".join(bytes([at]) * MIB for at in range(12))
+    async with rig.cache() as cache:
+        content = cache.attach(await rig.put("f", body))
+        for at in range(4):
+            await cache.read(content, at * MIB, MIB)
+            await cache.write(content, (8 + at) * MIB, BLOCK)
+        with trio.fail_after(60):
+            await cache.publish(content)
+        assert rig.body("f") == body[: 8 * MIB] + BLOCK * 4
+        assert rig.health.counts["fetched_bytes"] <= 4 * len(body)
+
+
 async def test_the_floor_of_free_space_is_kept(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.limit(free_floor_bytes=10 * MIB)
     async with rig.cache(serve=False) as cache:
