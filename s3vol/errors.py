@@ -15,10 +15,14 @@ import os
 
 
 class S3volError(Exception):
-    """Base of all. `errno` is what the program sees; `retryable` says whether the same call may work later."""
+    """Base of all. `errno` is what the program sees; `retryable` says whether the same call may work later.
+
+    `request_id` is what the store called the request that failed; empty when it said nothing.
+    """
 
     errno: int = _errno.EIO
     retryable: bool = False
+    request_id: str = ""
 
 
 class NotFound(S3volError):
@@ -108,3 +112,12 @@ class UsageError(S3volError):
     """Bad input from the user: one line that names the input and the way out. Exit status 2."""
 
     errno = _errno.EINVAL
+
+
+def request_of(error: BaseException | None) -> str:
+    """The store's id of the request behind an error, through all that was raised from it; empty when there is none."""
+    while error is not None:
+        if isinstance(error, S3volError) and error.request_id:
+            return error.request_id
+        error = error.__cause__
+    return ""

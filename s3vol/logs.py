@@ -1,7 +1,7 @@
 """Where log lines go and what they look like: text for people, JSON for machines.
 
 One line is one event: time in UTC, level, the module, the message, and the fields that the caller gave in `extra`
-(`op`, `ino`, `path`, `key`). Tracebacks are folded into the line, so that a line stays an event.
+(`op`, `path`, `request_id`, `key`). Tracebacks are folded into the line, so that a line stays an event.
 
 The AWS libraries write signatures and session tokens at level debug; they are never let below info. A log file is
 bounded: a mount runs for months, and its log must not fill the disk that the cache is on.
@@ -29,7 +29,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00.123Z warning s3vol.cache.x: message op=write ino=7`."""
+    """`2026-01-31T12:00:00.123Z warning s3vol.cache.x: message op=write path=a/b request_id=18EA263B0FC9DF09`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, with the traceback (if any) folded in."""

@@ -69,7 +69,7 @@ def _block(values: Mapping[str, Any]) -> list[str]:
             _line("cache", f"{used} in {cache['directory']}"),
             _line("dirty", _dirty(values)),
         ]
-        lines += [_line(name, str(values[name])) for name in ("conflicts", "quarantined") if values.get(name)]
+        lines.append(_line("trouble", f"{values['conflicts']} conflicts, {values['quarantined']} quarantined"))
         lines.append(_line("endpoint", _endpoint(values["endpoint"])))
         missing = [name for name, able in values["capabilities"].items() if able is False and name in _WANTED]
         if missing:

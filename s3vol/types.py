@@ -127,6 +127,7 @@ class WriteError:
     key: str
     message: str
     conflict_key: str | None = None
+    request_id: str = ""  # the store's, of the request that failed
 
 
 Event = Invalidation | WriteError

@@ -41,6 +41,11 @@ class Operations(pyfuse3.Operations):
         self._notifier = notifier
         self._capabilities = suid
 
+    @property
+    def file_system(self) -> FileSystem:
+        """What answers the requests; `answers` asks it for the path of one that failed."""
+        return self._fs
+
     @answers
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         return reply.entry_attributes(await self._fs.lookup(Ino(parent_inode), name))
@@ -181,7 +186,7 @@ class Operations(pyfuse3.Operations):
         try:
             return reply.statvfs_data(await self._fs.statfs())
         except Exception as error:
-            raise reply.failure(error, "statfs", pyfuse3.ROOT_INODE) from None
+            raise reply.failure(error, "statfs", "") from None
 
     @answers
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:

@@ -1,8 +1,9 @@
 """Values of s3vol to what pyfuse3 sends, and the one place where an error becomes an errno.
 
 A refusal that POSIX programs expect (no such file, not empty, exists) is no event: it is logged at debug only. What a
-program could not have expected, because the disk, the endpoint or another writer is behind it, is logged once, here,
-with the operation and the inode. Whatever is not an S3volError is a fault of ours: it is logged with its traceback
+program could not have expected, because the disk or the endpoint is behind it, is logged once, here, with the
+operation, the path and the store's id of the request. A conflict was logged where the copy was made, and later calls
+that meet it say nothing new. Whatever is not an S3volError is a fault of ours: it is logged with its traceback
 and answered with EIO.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import logging
 import stat
 from collections.abc import Callable, Coroutine
@@ -17,9 +19,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
 
-from s3vol.errors import NotFound, PosixError, Rejected, S3volError
-from s3vol.fs.base import Entry, Opened, StatFs
-from s3vol.types import AttrChange, Caller
+from s3vol.errors import Conflict, NotFound, PosixError, Rejected, S3volError, request_of
+from s3vol.fs.base import Entry, FileSystem, Opened, StatFs
+from s3vol.types import AttrChange, Caller, Fh, Ino
 
 BLOCK_BYTES = 512  # unit of st_blocks, stat(2)
 IO_BYTES = 128 * 1024
@@ -91,15 +93,17 @@ def statvfs_data(figures: StatFs) -> pyfuse3.StatvfsData:
     return made
 
 
-def failure(error: Exception, operation: str, subject: int) -> pyfuse3.FUSEError:
-    """The errno that a program sees for `error`; logs it. `subject` is the inode or handle of the request."""
+def failure(error: Exception, operation: str, path: str) -> pyfuse3.FUSEError:
+    """The errno that a program sees for `error`; logs it. `path` is what the request is about."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]  # a nursery wraps the one error of its child
-    where = {"op": operation, "on": subject}
+    where = {"op": operation, "path": path}
+    if request_id := request_of(error):
+        where["request_id"] = request_id
     if not isinstance(error, S3volError):
         log.error("unexpected %s: %s", type(error).__name__, error, exc_info=error, extra=where)
         return pyfuse3.FUSEError(errno.EIO)
-    expected = isinstance(error, NotFound | PosixError | Rejected)
+    expected = isinstance(error, NotFound | PosixError | Rejected | Conflict)
     log.log(logging.DEBUG if expected else logging.WARNING, "%s", error, extra=where)
     return pyfuse3.FUSEError(error.errno)
 
@@ -107,7 +111,19 @@ def failure(error: Exception, operation: str, subject: int) -> pyfuse3.FUSEError
 def answers(
     handler: Callable[Concatenate[Any, int, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[Any, int, P], Coroutine[Any, Any, T]]:
-    """Decorator of handlers: every exception leaves as an errno."""
+    """Decorator of handlers: every exception leaves as an errno. The handlers' object has the `file_system`.
+
+    What a handler is about is told by its signature: a handle (`fh`), or an inode, and a name in it if one comes next.
+    """
+    about = list(inspect.signature(handler).parameters)[1:3]
+    by_handle = about[0] == "fh"
+    named = about[1:] in (["name"], ["name_old"], ["new_name"]) and about[0].startswith("parent")
+
+    def path(fs: FileSystem, subject: int, name: object) -> str:
+        found = fs.path_of_handle(Fh(subject)) if by_handle else fs.path_of(Ino(subject))
+        if not named or not isinstance(name, bytes):
+            return found
+        return f"{found}/{name.decode(errors='backslashreplace')}".removeprefix("/")
 
     @functools.wraps(handler)
     async def answering(self: Any, subject: int, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -116,6 +132,7 @@ def answers(
         except pyfuse3.FUSEError:
             raise
         except Exception as error:
-            raise failure(error, handler.__name__, subject) from None
+            where = path(self.file_system, subject, args[0] if args else None)
+            raise failure(error, handler.__name__, where) from None
 
     return answering

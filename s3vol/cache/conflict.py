@@ -84,8 +84,9 @@ class ConflictKeeper:
         lost = f"; bytes {missing} of the old version were not cached and are zeros in it" if missing else ""
         message = f"{content.key}: changed by another writer; our content is kept as {content.conflict_key}{lost}"
         self._health.count("conflicts")
-        log.warning("%s", message)
-        self._tell(WriteError(content.key, message, content.conflict_key))
+        path = layout.visible_key(content.key, content.metadata)
+        log.warning("%s", message, extra={"op": "publish", "path": path, "kept_as": content.conflict_key})
+        self._tell(WriteError(path, message, content.conflict_key))
 
     def _place(self, content: CachedContent) -> str:
         return layout.conflict_key(layout.visible_key(content.key, content.metadata), self._node, time.time())

@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import trio
 
+from s3vol import layout
 from s3vol.cache.base import CacheSettings, State
 from s3vol.cache.content import CachedContent
 from s3vol.cache.ledger import Ledger
@@ -25,7 +26,7 @@ from s3vol.cache.publish import Publisher
 from s3vol.cache.saver import Saver
 from s3vol.cache.sender import Sender
 from s3vol.cache.tasks import run_each
-from s3vol.errors import Conflict, S3volError
+from s3vol.errors import Conflict, S3volError, request_of
 from s3vol.types import Health, WriteError
 
 _FIRST_PAUSE_S = 1.0
@@ -130,7 +131,8 @@ class WriteBack:
             self._health.count("publish_retries")
             self._health.last_error, self._health.last_error_at_s = str(error), time.time()
             if content.failures == 1:
-                self._tell(WriteError(content.key, str(error)))
+                path = layout.visible_key(content.key, content.metadata)
+                self._tell(WriteError(path, str(error), request_id=request_of(error)))
             nursery.start_soon(self._retry_later, content)
 
     async def _retry_later(self, content: CachedContent) -> None:

@@ -217,7 +217,10 @@ def _listen(record: runtime.Record) -> trio.SocketListener:
 
 
 def _note(event: Event) -> None:
-    """Write errors that nobody waited for: the program has closed the file long ago, so the log must say it."""
-    if isinstance(event, WriteError):
-        kept = f"; our content is kept as {event.conflict_key}" if event.conflict_key else ""
-        log.error("%s%s", event.message, kept, extra={"key": event.key})
+    """Write errors that nobody waited for: the program has closed the file long ago, so the log must say it.
+
+    A conflict was said by the cache, where the copy was made.
+    """
+    if isinstance(event, WriteError) and event.conflict_key is None:
+        where = {"op": "publish", "path": event.key}
+        log.error("%s", event.message, extra=where | ({"request_id": event.request_id} if event.request_id else {}))

@@ -118,6 +118,16 @@ class FileSystem(Protocol):
     async def listxattr(self, ino: Ino) -> Sequence[bytes]: ...
     async def removexattr(self, ino: Ino, name: bytes) -> None: ...
 
+    # For messages.
+
+    def path_of(self, ino: Ino) -> str:
+        """The path by which an inode is known, without a leading slash; empty for the root and when there is none."""
+        ...
+
+    def path_of_handle(self, fh: Fh) -> str:
+        """The same for an open file or directory."""
+        ...
+
     # For the control socket.
 
     async def flush_path(self, path: str | None, progress: Callable[[Progress], None]) -> None:

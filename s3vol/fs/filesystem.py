@@ -221,6 +221,18 @@ class S3Fs:
         """See StatFs."""
         return StatFs(_BLOCK_BYTES, _BLOCKS, _BLOCKS, _FILES, _FILES, layout.NAME_MAX_BYTES)
 
+    # Messages
+
+    def path_of(self, ino: Ino) -> str:
+        """See FileSystem."""
+        inode = self._mount.inodes.find(ino)
+        return "" if inode is None else inode.said_path
+
+    def path_of_handle(self, fh: Fh) -> str:
+        """See FileSystem."""
+        inode = self._mount.handles.inode_of(fh)
+        return "" if inode is None else inode.said_path
+
     # The control socket
 
     async def flush_path(self, path: str | None, progress: Callable[[Progress], None]) -> None:

@@ -109,6 +109,11 @@ class Handles:
         except KeyError:
             raise PosixError(errno.EBADF, f"handle {fh}") from None
 
+    def inode_of(self, fh: Fh) -> Inode | None:
+        """Whose handle it is; None when it is not open."""
+        handle = self._files.get(fh) or self._directories.get(fh)
+        return None if handle is None else handle.inode
+
     def close_file(self, handle: FileHandle) -> None:
         """Forget the handle; its content's reference is the caller's to give back."""
         del self._files[handle.fh]

@@ -92,6 +92,11 @@ class Inode:
         """The key without a trailing `/`, as claims have it; a private one for an inode without a name."""
         return f"\0{self.ino}" if self.key is None else self.key.removesuffix("/")
 
+    @property
+    def said_path(self) -> str:
+        """The path that a person knows it by: of a hard link the name, of an unlinked file the former one."""
+        return self.name or (self.was if self.key is None else self.key).removesuffix("/")
+
     def posix(self) -> Posix:
         """Attributes as they are stored with the object."""
         return Posix(self.mode, self.uid, self.gid, self.mtime_ns, self.ctime_ns, self.atime_ns, self.rdev)
@@ -136,6 +141,10 @@ class Inodes:
             return self._by_ino[ino]
         except KeyError:
             raise PosixError(errno.ESTALE, f"inode {ino}") from None
+
+    def find(self, ino: Ino) -> Inode | None:
+        """The inode, if it is here."""
+        return self._by_ino.get(ino)
 
     def at(self, key: str) -> Inode | None:
         """The live inode whose name is `key`."""

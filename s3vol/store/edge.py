@@ -49,6 +49,7 @@ class Answer:
     code: str = ""  # S3 error code; empty where the body had none (HEAD, proxies)
     message: str = ""
     server_date: str = ""  # Date header, where the client shows it
+    request_id: str = ""  # the store's name for it: what its operator looks for in a log
 
 
 _KIND_BY_CODE: dict[str, type[S3volError]] = {
@@ -121,6 +122,12 @@ _ADVICE: dict[str, str] = {
 
 def judge(answer: Answer, what: str) -> S3volError:
     """The error for an answer. `what` is the operation in words: `put a/b`."""
+    error = _judged(answer, what)
+    error.request_id = answer.request_id
+    return error
+
+
+def _judged(answer: Answer, what: str) -> S3volError:
     if _is_about_keys(answer):
         said = f"{answer.message} ({answer.status} {answer.code})"
         return S3volError(f"{what}: {said}; check the options sse, sse-kms-key and sse-c-key")
@@ -165,6 +172,7 @@ def parse_date(text: str) -> float:
 _OBSTORE_STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]*)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
+_REQUEST_ID = re.compile(r"<RequestId>([^<]*)</RequestId>")
 _SERVER_TIME = re.compile(r"<ServerTime>([^<]*)</ServerTime>")
 
 
@@ -175,7 +183,8 @@ def answer_of_body(status: int, body: str, server_date: str = "") -> Answer:
         found = pattern.search(body)
         return html.unescape(found.group(1)) if found else ""
 
-    return Answer(status, field(_CODE), field(_MESSAGE), field(_SERVER_TIME) or server_date)
+    found = (field(_CODE), field(_MESSAGE), field(_SERVER_TIME) or server_date, field(_REQUEST_ID))
+    return Answer(status, *found)
 
 
 def answer_of(error: BaseException) -> Answer | None:
@@ -189,7 +198,7 @@ def answer_of(error: BaseException) -> Answer | None:
         if code.isdecimal() or code in ("NotFound", "Forbidden", "BadRequest", "Unknown"):
             code = ""
         date = str(meta.get("HTTPHeaders", {}).get("date", ""))
-        return Answer(status, code, str(found.get("Message", "")), date)
+        return Answer(status, code, str(found.get("Message", "")), date, str(meta.get("RequestId", "")))
     if isinstance(error, (obs.BaseError, FileNotFoundError)):
         text = str(error).partition("Debug source:")[0]
         status_match = _OBSTORE_STATUS.search(text)

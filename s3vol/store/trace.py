@@ -72,7 +72,8 @@ class TraceStore(Decorator):
             self._health.count(f"store.{type(error).__name__}")
             return
         self._health.count("store.errors")
-        self._health.last_error = f"{call}: {type(error).__name__}: {error}"
+        request = f" (request {error.request_id})" if error.request_id else ""
+        self._health.last_error = f"{call}: {type(error).__name__}: {error}{request}"
         self._health.last_error_at_s = self._now_s()
 
 

@@ -27,6 +27,10 @@ _NO_LINGER = struct.pack("ii", 1, 0)  # close() sends RST
 _DRIPS_S = 0.05
 
 
+REQUEST_ID = "FA171FA171"
+"""What every refusal of the proxy calls the request."""
+
+
 class Fault(Enum):
     """What may happen to a request. The store has seen nothing of it, a part, or all (`APPLIED`)."""
 
@@ -296,7 +300,8 @@ def _refusal(request: Request, fault: Fault) -> bytes:
         Fault.GATEWAY: ("502 Bad Gateway", ""),
         Fault.SKEWED: ("403 Forbidden", "RequestTimeTooSkewed"),
     }[fault]
-    text = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>as a test asked</Message></Error>'
+    about = f"<Code>{code}</Code><Message>as a test asked</Message><RequestId>{REQUEST_ID}</RequestId>"
+    text = f'<?xml version="1.0"?><Error>{about}</Error>'
     body = (text if code else "<html>no backend</html>").encode()
     kind = "application/xml" if code else "text/html"
     date = formatdate(time() + (20 * 60 if fault is Fault.SKEWED else 0), usegmt=True)

@@ -17,6 +17,7 @@ from s3vol.commands.plan import volume_name
 from s3vol.errors import Conflict, NotFound, PosixError, Unavailable, UsageError
 from s3vol.runtime import Record
 from s3vol.status import endpoint_values, record_values, render
+from s3vol.store import edge
 from s3vol.store.base import Capabilities, Page
 from s3vol.store.memory import MemoryStore
 from s3vol.types import Health, ObjectInfo
@@ -202,6 +203,19 @@ def test_a_dead_mount_is_shown_with_the_way_out() -> None:
     assert render([]) == "no mounts\n"
 
 
+def test_a_mount_says_what_is_in_trouble() -> None:
+    record = Record("/mnt", "s3://b", 7, 1, "1.0", "/log", "/run/s3vol")
+    health = Health(counts={"store.retries": 4}, last_error="put 'a': Unavailable: timed out", last_error_at_s=70.0)
+    cache = {"directory": "/c", "used_bytes": 1, "size_bytes": 2, "in_flight_bytes": 0}
+    more = {"cache": cache, "mode": "shared", "close": "remote", "fsync": "remote", "capabilities": {}}
+    found = {"conflicts": 2, "quarantined": 1, "dirty_files": 3, "dirty_bytes": 5000, "oldest_dirty_s": 65.0}
+    values = record_values(record, "serving") | more | found | {"endpoint": endpoint_values(health, "u", 100.0)}
+    text = render([values])
+    assert "trouble   2 conflicts, 1 quarantined" in text
+    assert "dirty     3 files, 4.9 KiB, the oldest for 1m05s" in text
+    assert "4 retries; last error 30s ago: put 'a': Unavailable: timed out" in text
+
+
 # Errors that reach a program.
 
 
@@ -211,7 +225,7 @@ def test_a_dead_mount_is_shown_with_the_way_out() -> None:
         (NotFound("x"), errno.ENOENT, logging.DEBUG),
         (PosixError(errno.ENOTEMPTY), errno.ENOTEMPTY, logging.DEBUG),
         (Unavailable("timed out"), errno.EIO, logging.WARNING),
-        (Conflict("a", "a.copy"), errno.ESTALE, logging.WARNING),
+        (Conflict("a", "a.copy"), errno.ESTALE, logging.DEBUG),
         (ExceptionGroup("of one", [Unavailable("timed out")]), errno.EIO, logging.WARNING),
         (ZeroDivisionError("a fault"), errno.EIO, logging.ERROR),
     ],
@@ -220,6 +234,22 @@ def test_an_error_becomes_an_errno_and_is_logged_once(
     error: Exception, number: int, level: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG):
-        assert reply.failure(error, "write", 7).errno == number
+        assert reply.failure(error, "write", "a").errno == number
     assert [(row.levelno, getattr(row, "op", None)) for row in caplog.records] == [(level, "write")]
     assert bool(caplog.records[0].exc_info) == (level == logging.ERROR)
+
+
+def test_the_line_of_an_error_has_the_path_and_the_store_s_name_of_the_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    answer = edge.answer_of_body(503, "<Error><Code>SlowDown</Code><RequestId>18EA263B0FC9DF09</RequestId></Error>")
+    try:
+        try:
+            raise edge.judge(answer, "put a/b")
+        except Unavailable as error:
+            raise Unavailable("gave up") from error
+    except Unavailable as error:
+        reply.failure(error, "flush", "a/b")
+    (row,) = caplog.records
+    fields = {"op": "flush", "path": "a/b", "request_id": "18EA263B0FC9DF09"}
+    assert {name: getattr(row, name) for name in fields} == fields
