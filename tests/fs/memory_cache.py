@@ -49,6 +49,7 @@ class MemoryCache:
         self._clean: dict[tuple[str, Version], MemoryContent] = {}
         self._notes = {} if notes is None else notes
         self._count = itertools.count()
+        self._conflicts = itertools.count(1)  # their times: no two copies have one name
         self.scheduled: list[MemoryContent] = []
         self.synced: list[MemoryContent] = []
 
@@ -273,7 +274,7 @@ class MemoryCache:
             await trio.lowlevel.checkpoint()
 
     async def _lose(self, content: MemoryContent, body: bytes) -> Conflict:
-        key = conflict_key(visible_key(content.key, content.metadata), self._node, 1.0)
+        key = conflict_key(visible_key(content.key, content.metadata), self._node, float(next(self._conflicts)))
         await self._store.put(key, body, metadata=without_link(content.metadata))
         if self._dirty.get(content.key) is content:
             del self._dirty[content.key]

@@ -19,6 +19,8 @@ class Entry:
     marked: bool = True
     linked: bool = False  # it has, or had, several names: the object at each of them is a stub
     lost: int = 0  # names that a foreign client took away: they are counted for ever
+    mode: int | None = None  # permission bits, once a node has set them
+    xattr: bytes | None = None  # value of `user.x`
 
 
 class Refused(Exception):
@@ -104,6 +106,16 @@ class Tree:
         if found.kind != "file":
             raise Refused(errno.EISDIR if found.kind == "dir" else errno.EINVAL)
         found.body = found.body[:size].ljust(size, b"\0")
+
+    def chmod(self, path: str, mode: int) -> None:
+        found = self.need(path)
+        found.mode = mode
+        found.marked = True
+
+    def setxattr(self, path: str, value: bytes) -> None:
+        found = self.need(path)
+        found.xattr = value
+        found.marked = True
 
     def unlink(self, path: str) -> None:
         if self.need(path).kind == "dir":

@@ -7,13 +7,16 @@ changed.
 from __future__ import annotations
 
 import errno
+import os
 import stat
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from s3vol.errors import S3volError
@@ -23,8 +26,8 @@ from s3vol.store.fault import FaultStore
 from s3vol.store.memory import MemoryBucket, MemoryStore
 from s3vol.types import Fh
 from tests.fs.memory_cache import MemoryCache
-from tests.fs.model import Refused, Tree
-from tests.fs.rig import Foreign, Node, links
+from tests.fs.model import Entry, Refused, Tree
+from tests.fs.rig import Foreign, Node, fails, links
 
 PATHS = st.sampled_from(["a", "b", "a/a", "a/b", "b/a", "a/a/a", "a/a/b", "ab"])
 NODE = st.integers(0, 1)
@@ -35,6 +38,8 @@ STEP = st.one_of(
     st.tuples(st.just("symlink"), NODE, PATHS, BODY.filter(bool)),
     st.tuples(st.just("truncate"), NODE, PATHS, st.integers(0, 6)),
     st.tuples(st.just("chmod"), NODE, PATHS, st.sampled_from([0o600, 0o755])),
+    st.tuples(st.just("setxattr"), NODE, PATHS, BODY),
+    st.tuples(st.just("race"), NODE, PATHS, BODY.filter(bool), BODY),
     st.tuples(st.just("unlink"), NODE, PATHS),
     st.tuples(st.just("rmdir"), NODE, PATHS),
     st.tuples(st.just("rename"), NODE, PATHS, PATHS),
@@ -47,6 +52,19 @@ STEP = st.one_of(
     st.tuples(st.just("put"), st.just(2), PATHS, BODY),
     st.tuples(st.just("delete"), st.just(2), PATHS),
 )
+START: list[tuple[Any, ...]] = [
+    ("mkdir", 0, "a"),
+    ("write", 0, "a/b", b"1234"),
+    ("write", 0, "b", b"567"),
+    ("link", 0, "b", "ab"),
+    ("write", 0, "a/a", b"89"),
+]
+"""Most steps need something that is there."""
+
+HISTORY = st.one_of(
+    st.lists(STEP, max_size=10),  # what shrinks ends here
+    st.lists(STEP, min_size=20, max_size=60),  # without a least size Hypothesis draws five steps on the average
+).flatmap(lambda steps: st.sampled_from([steps, START + steps]))
 
 
 class World:
@@ -114,10 +132,37 @@ class World:
             await self.agree(lambda: self.tree.truncate(path, size), self.nodes[who].setattr(path, size=size))
 
     async def chmod(self, who: int, path: str, mode: int) -> None:
-        attr = await self.agree(lambda: self.tree.need(path), self.nodes[who].setattr(path, mode=mode))
+        attr = await self.agree(lambda: self.tree.chmod(path, mode), self.nodes[who].setattr(path, mode=mode))
         if attr is not None:
             assert stat.S_IMODE(attr.mode) == mode
-            self.tree.entries[path].marked = True
+
+    async def setxattr(self, who: int, path: str, value: bytes) -> None:
+        async def work() -> None:
+            await self.nodes[who].fs.setxattr((await self.nodes[who].stat(path)).ino, b"user.x", value)
+
+        found = self.tree.at(path)
+        if found is None or found.kind != "link":  # a symlink has none, and Linux does not even ask
+            await self.agree(lambda: self.tree.setxattr(path, value), work())
+
+    async def race(self, who: int, path: str, ours: bytes, theirs: bytes) -> None:
+        """The foreign client replaces a file that a node is writing: ESTALE, and what it wrote is kept beside it."""
+        found, node = self.tree.at(path), self.nodes[who]
+        if found is None or found.kind != "file" or found.linked or found.body == theirs:
+            return
+        await self.reread(who)
+        await node.fs.flush_path(None, lambda _: None)
+        opened = await node.open(path, os.O_RDWR)
+        await node.fs.write(opened.fh, 0, ours)
+        before = set(self.foreign.objects())
+        assert self.tree.foreign_put(path, theirs)
+        await self.foreign.put(path, theirs)
+        await fails(errno.ESTALE, node.fs.fsync(opened.fh))
+        await node.fs.release(opened.fh)
+        (copy,) = set(self.foreign.objects()) - before
+        assert copy.startswith(f"{path}.s3vol-conflict-{node.settings.node}-")
+        kept = Entry("file", ours + found.body[len(ours) :], mode=found.mode, xattr=found.xattr)
+        self.tree.entries[copy] = kept
+        await trio.sleep(1.1)
 
     async def unlink(self, who: int, path: str) -> None:
         await self.agree(lambda: self.tree.unlink(path), self.nodes[who].unlink(path))
@@ -174,6 +219,10 @@ class World:
         entry, attr = self.tree.entries[path], await node.stat(path)
         kind = {stat.S_IFREG: "file", stat.S_IFLNK: "link", stat.S_IFDIR: "dir"}[stat.S_IFMT(attr.mode)]
         assert kind == entry.kind
+        if entry.mode is not None:
+            assert stat.S_IMODE(attr.mode) == entry.mode
+        if entry.xattr is not None:
+            assert await node.fs.getxattr(attr.ino, b"user.x") == entry.xattr
         if kind != "dir" and entry.linked:
             assert attr.nlink == self.tree.names(entry)
         if kind == "file":
@@ -213,18 +262,45 @@ def run(steps: list[tuple[Any, ...]], capabilities: Capabilities, *, close_remot
 
 
 @settings(max_examples=150)
-@given(st.lists(STEP, max_size=25))
+@given(HISTORY)
 def test_all_see_the_same_tree_when_close_publishes(steps: list[tuple[Any, ...]]) -> None:
     run(steps, Capabilities(), close_remote=True)
 
 
 @settings(max_examples=80)
-@given(st.lists(STEP, max_size=25))
+@given(HISTORY)
 def test_all_see_the_same_tree_when_close_is_local(steps: list[tuple[Any, ...]]) -> None:
     run(steps, Capabilities(), close_remote=False)
 
 
 @settings(max_examples=60)
-@given(st.lists(STEP, max_size=25))
+@given(HISTORY)
 def test_all_see_the_same_tree_on_a_store_that_lists_no_metadata(steps: list[tuple[Any, ...]]) -> None:
     run(steps, Capabilities(list_metadata=False, hides_children=True), close_remote=True)
+
+
+SOAK_S = 600.0
+
+
+@pytest.mark.soak
+def test_all_see_the_same_tree_for_ten_minutes() -> None:
+    """Long histories on all kinds of stores. A failure prints its seed and the shortest history that fails."""
+    end_s = time.monotonic() + SOAK_S
+    number = examples = 0
+    while time.monotonic() < end_s:
+        number += 1
+
+        @seed(number)
+        @settings(max_examples=100, database=None, suppress_health_check=list(HealthCheck))
+        @given(
+            st.lists(STEP, min_size=20, max_size=120).map(lambda steps: START + steps),
+            st.sampled_from([Capabilities(), Capabilities(list_metadata=False, hides_children=True)]),
+            st.booleans(),
+        )
+        def explore(steps: list[tuple[Any, ...]], capabilities: Capabilities, close_remote: bool) -> None:
+            nonlocal examples
+            examples += 1
+            run(steps, capabilities, close_remote=close_remote)
+
+        explore()
+    print(f"{examples} histories from {number} seeds")
