@@ -37,8 +37,8 @@ format: ## rewrite the code in the house style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: ## the mount against plain requests to the same MinIO, in one run
-	@tools/bootstrap test
+bench: ## the benchmark suite on a MinIO of its own, beside the peers; ARGS=--quick for a first look
+	@tools/bootstrap bench
 	@tools/with-tools $(BIN)/python -m bench.run $(ARGS)
 
 bench-docker: ## how long a container waits for its volume, against a local one

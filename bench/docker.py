@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.mounted import BenchError
+from s3vol_bench.errors import BenchError
 from tests.docker.engine import Engine, client
 from tests.docker.images import BUSYBOX
 from tests.docker.node import Node

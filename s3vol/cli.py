@@ -23,7 +23,7 @@ from s3vol.layers import unknown
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
-_COMMANDS = ("mount", "umount", "status", "flush", "doctor", "fsck", "options", "plugin", "volume")
+_COMMANDS = ("mount", "umount", "status", "flush", "doctor", "fsck", "options", "plugin", "volume", "bench")
 _FLAGS = (
     *OPTIONS,
     *(short.name for short in SHORTS),
@@ -39,6 +39,16 @@ _FLAGS = (
     "replace-newer",
     "reread",
     "repair",
+    "quick",
+    "size",
+    "repeats",
+    "rows",
+    "targets",
+    "scratch",
+    "out",
+    "goals",
+    "list",
+    "compare",
 )
 _EPILOG = "Options are described in docs/options.md; `s3vol options` prints them."
 
@@ -91,12 +101,33 @@ def _parser() -> argparse.ArgumentParser:
     fsck.add_argument("--json", action="store_true", help="for programs")
     _add_options(fsck)
 
+    _add_bench(command("bench", "Measure a source: s3vol, the bare endpoint, the local disk, and other file systems."))
     _add_volume(command("volume", "The volumes of docker's s3vol driver, on all nodes; works without docker."))
     _add_plugin(command("plugin", "Make the Docker volume driver a service of this machine."))
 
     options = command("options", "Print every option of a mount.")
     options.add_argument("--markdown", action="store_true", help="as in docs/options.md")
     return parser
+
+
+def _add_bench(bench: argparse.ArgumentParser) -> None:
+    add = bench.add_argument
+    add("source", nargs="?", help="BUCKET or s3://BUCKET/PREFIX; a prefix below it is written and removed")
+    add("--quick", action="store_true", help="a first look in under three minutes: smaller, and three repeats")
+    add("--size", metavar="WORD", help="tiny, quick, normal or long: how much work a figure is (normal)")
+    add("--repeats", metavar="N", help="how often each figure is measured (5, with --quick 3)")
+    add("--rows", metavar="NAME,NAME", help="only these figures; * stands for anything")
+    add("--targets", metavar="NAME,NAME", help="only these file systems; * stands for anything")
+    add(
+        "--scratch",
+        metavar="DIRECTORY",
+        help="for caches and the local disk's figures (the system's for temporary files)",
+    )
+    add("--out", metavar="DIRECTORY", help="for the report (s3vol-bench-DATE-TIME here)")
+    add("--goals", action="store_true", help="end with status 1 when s3vol misses a goal, too")
+    add("--list", action="store_true", help="show the figures that there are")
+    add("--compare", nargs=2, metavar=("OLD", "NEW"), help="of two results: what got worse beyond the noise")
+    _add_options(bench)
 
 
 def _add_volume(volume: argparse.ArgumentParser) -> None:

@@ -1,1 +1,0 @@
-"""Measurements of a mount against plain requests to the same server. Never imported by the product."""
