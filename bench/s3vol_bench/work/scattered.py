@@ -70,7 +70,7 @@ def _mix(place: Place, readers: int, writers: int) -> Outcome:
     place.fio("write", "write", name=f"{name}.r", jobs=readers, size=size, bs="1m", direct=0)
     place.drop_caches()
     said, timed = place.fio("mix", "read", "write", name=name, readers=readers, writers=writers, size=size)
-    expected = Expected({f"{name}.w.{job + readers}": place.content(size) for job in range(writers)})
+    expected = Expected({f"{name}.w.{job}": place.content(size) for job in range(writers)})
     return Outcome(fio.megabytes_per_s(said, "read", "write"), timed, expected)
 
 
