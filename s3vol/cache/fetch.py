@@ -40,7 +40,7 @@ from s3vol.cache.space import Space
 from s3vol.cache.tasks import run_all
 from s3vol.errors import Corrupt, NoSpace, NotFound, PreconditionFailed
 from s3vol.store.base import Buffer, Store
-from s3vol.types import CHUNK_BYTES, MIB, Health
+from s3vol.types import CHUNK_BYTES, MIB, Health, Version
 
 RUN_BYTES = 8 * MIB
 _RUN_CHUNKS = RUN_BYTES // CHUNK_BYTES
@@ -246,9 +246,25 @@ class Fetcher:
             except _BeingPublished:
                 async with content.publish_lock:
                     continue
-            result = await self._files.read(content.id, start, max(0, end - start))
-            if content.base is base and _overlay(result, start, content.absent(start, end), fetched):
+            if (result := await self._mixed(content, base, start, length, fetched)) is not None:
                 return result
+
+    async def _mixed(
+        self, content: CachedContent, base: Version | None, start: int, length: int, fetched: list[tuple[int, Buffer]]
+    ) -> bytearray | None:
+        """What is on the disk and, where nothing is, what was fetched; None when more has to be fetched by now.
+
+        Nothing may come between the read of the disk and the look at what is absent there: a hole that is filled in
+        between would be taken for bytes.
+        """
+        for _ in range(2):
+            end = min(start + length, content.size)
+            result = self._files.read_now(content.id, start, max(0, end - start))
+            if result is not None:
+                gaps = content.absent(start, end)
+                return result if content.base is base and _overlay(result, start, gaps, fetched) else None
+            await self._files.read(content.id, start, end - start)  # brings it into the page cache
+        return None
 
 
 def _overlay(result: bytearray, start: int, gaps: list[Range], fetched: list[tuple[int, Buffer]]) -> bool:

@@ -103,6 +103,32 @@ async def test_readers_are_served_although_the_disk_is_full(rig: Rig, monkeypatc
         assert rig.body("f") == b"aXYZ" + (b"abc" * MIB)[4:]
 
 
+async def test_a_hole_that_is_filled_while_it_is_read_is_not_taken_for_bytes(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.limit(free_floor_bytes=10 * MIB, readahead_max_bytes=0)
+    async with rig.cache(serve=False) as cache:
+        content = cache.attach(await rig.put("f", b"abc" * MIB))
+        await cache.write(content, 2 * MIB, b"X")  # the data file is there, and a hole at its begin
+        files = cache.parts.files
+        read, free_bytes = files.read, cache.parts.directory.free_bytes
+
+        async def slow(content_id: int, start: int, length: int) -> bytearray:
+            found = await read(content_id, start, length)
+            monkeypatch.setattr(files, "read", read)
+            monkeypatch.setattr(files, "read_now", read_now)
+            monkeypatch.setattr(cache.parts.directory, "free_bytes", free_bytes)
+            assert bytes(await cache.read(content, 0, 3)) == b"abc"
+            assert content.present.covers(0, MIB)
+            return found
+
+        read_now = files.read_now
+        monkeypatch.setattr(files, "read", slow)
+        monkeypatch.setattr(files, "read_now", lambda *_: None)  # "would block"
+        monkeypatch.setattr(cache.parts.directory, "free_bytes", lambda: 0)
+        assert bytes(await cache.read(content, 0, 3)) == b"abc"
+
+
 @pytest.mark.parametrize("step", ["reserve", "write"])
 async def test_a_disk_that_is_suddenly_full_leaves_the_old_bytes(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, step: str
