@@ -110,11 +110,11 @@ def check_name(name: bytes) -> str:
     return text
 
 
-def check_key(key: str) -> str:
-    """The key itself. Raises NameTooLong when it is over 1,024 bytes."""
+def check_key(key: str, max_bytes: int = KEY_MAX_BYTES) -> str:
+    """The key itself. Raises NameTooLong when it is over `max_bytes`: 1,024 less the volume's prefix."""
     length = len(key.encode())
-    if length > KEY_MAX_BYTES:
-        raise NameTooLong(f"path of {length} bytes: an object key has at most {KEY_MAX_BYTES}")
+    if length > max_bytes:
+        raise NameTooLong(f"path of {length} bytes: an object key has room for {max_bytes}")
     return key
 
 
@@ -247,14 +247,19 @@ def without_nonce(meta: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in meta.items() if name != NONCE}
 
 
-def conflict_key(key: str, node: str, at_s: float) -> str:
-    """Where content goes that lost to another writer: beside its file, shortened to fit the limits of names."""
+def conflict_key(key: str, node: str, at_s: float, max_bytes: int = KEY_MAX_BYTES) -> str:
+    """Where content goes that lost to another writer: beside its file, shortened to fit the limits of names.
+
+    Where the path is so long that even the ending does not fit, it is in a directory further up.
+    """
     suffix = (
         f".s3vol-conflict-{node}-" + time.strftime("%Y%m%dT%H%M%S", time.gmtime(at_s)) + f"{at_s % 1:.3f}"[1:] + "Z"
     )
     folder, _, name = key.rpartition("/")
     folder = f"{folder}/" if folder else ""
-    room = min(NAME_MAX_BYTES, KEY_MAX_BYTES - len(folder.encode())) - len(suffix.encode())
+    while folder and len(f"{folder}{suffix}".encode()) >= max_bytes:
+        folder = parent_key(folder)
+    room = min(NAME_MAX_BYTES, max_bytes - len(folder.encode())) - len(suffix.encode())
     return folder + name.encode()[: max(room, 1)].decode("utf-8", "ignore") + suffix
 
 

@@ -89,7 +89,8 @@ class ConflictKeeper:
         self._tell(WriteError(path, message, content.conflict_key))
 
     def _place(self, content: CachedContent) -> str:
-        return layout.conflict_key(layout.visible_key(content.key, content.metadata), self._node, time.time())
+        path = layout.visible_key(content.key, content.metadata)
+        return layout.conflict_key(path, self._node, time.time(), self._store.capabilities.max_key_bytes)
 
     async def _copy(self, content: CachedContent) -> str:
         """Make the copy; returns what is missing in it, as text."""

@@ -68,7 +68,11 @@ class Mount:
         """The key of `name` in `parent`, without a trailing `/`. Raises NameTooLong, Rejected, PosixError."""
         if parent.key is None:
             raise PosixError(errno.ESTALE, parent.was)
-        return layout.check_key(parent.key + layout.check_name(name))
+        return self.check_key(parent.key + layout.check_name(name))
+
+    def check_key(self, key: str) -> str:
+        """The key itself. Raises NameTooLong when it has no room below the volume's prefix."""
+        return layout.check_key(key, self.store.capabilities.max_key_bytes)
 
     def new_child(self, parent: Inode, name: bytes) -> str:
         """`child` for a name that is to be made: EROFS, and EACCES for our own `.s3vol`."""

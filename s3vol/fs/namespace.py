@@ -29,6 +29,8 @@ from s3vol.fs.objects import Objects
 from s3vol.store.base import DIRECTORY_TYPE, FILE_TYPE
 from s3vol.types import Caller, Ino, ObjectInfo
 
+TARGET_MAX_BYTES = 4095  # PATH_MAX without its zero: a longer reply to readlink is EIO for the kernel
+
 
 class Namespace:
     """Lookup and the making of names."""
@@ -134,7 +136,7 @@ class Namespace:
         mount = self._mount
         directory = mount.directory(parent)
         path = mount.new_child(directory, name)
-        layout.check_key(f"{path}/")
+        mount.check_key(f"{path}/")
         async with mount.claims.hold(Claim(path, tree=True)):
             await self._refuse_existing(directory, path)
             metadata = self._metadata(directory, stat.S_IFDIR | stat.S_IMODE(mode), 0, caller)
@@ -151,7 +153,7 @@ class Namespace:
             return self._coherence.entry(inode)
 
     async def readlink(self, ino: Ino) -> bytes:
-        """The target; EINVAL for what is no symlink."""
+        """The target; EINVAL for what is no symlink, ENAMETOOLONG for what another tool made longer than a path."""
         inode = self._mount.inodes.get(ino)
         if not stat.S_ISLNK(inode.mode):
             raise PosixError(errno.EINVAL, inode.path)
@@ -159,9 +161,13 @@ class Namespace:
         if inode.target is None:
             content, _ = await self._coherence.acquire(inode)
             try:
+                if content.size > TARGET_MAX_BYTES:
+                    raise PosixError(errno.ENAMETOOLONG, inode.path)
                 inode.target = bytes(await self._mount.cache.read(content, 0, content.size))
             finally:
                 self._mount.cache.release(content)
+        if not inode.target:
+            raise PosixError(errno.ENOENT, inode.path)  # the kernel would take it for the directory that it is in
         return inode.target
 
     async def _make(self, parent: Ino, name: bytes, body: bytes, mode: int, rdev: int, caller: Caller) -> Entry:

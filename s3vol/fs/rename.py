@@ -153,7 +153,7 @@ class Rename:
         else:
             if target is not None:
                 await self._removal.check_empty(f"{new}/")
-            layout.check_key(f"{new}/")
+            self._mount.check_key(f"{new}/")
             await self._removal.ensure_marker(directory)
             await self._tree.rename(f"{old}/", f"{new}/")
         self._mount.touch(directory)

@@ -24,7 +24,7 @@ import trio
 
 from s3vol import layout
 from s3vol.cache.base import Content, State
-from s3vol.errors import PosixError, PreconditionFailed, Unavailable
+from s3vol.errors import NameTooLong, PosixError, PreconditionFailed, Unavailable
 from s3vol.failpoints import Point, hit
 from s3vol.fs import attributes
 from s3vol.fs.claims import Claim
@@ -36,6 +36,7 @@ from s3vol.fs.links import Links
 from s3vol.fs.objects import Objects
 from s3vol.fs.parallel import alongside, for_each
 from s3vol.fs.removal import Removal
+from s3vol.store import rules
 from s3vol.store.base import ABSENT, ANY, DIRECTORY_TYPE, Condition, matches
 from s3vol.types import ObjectInfo
 
@@ -58,9 +59,31 @@ class TreeRename:
         self._running: set[str] = set()
 
     async def rename(self, old: str, new: str) -> None:
-        """Move everything below `old`. The caller holds both trees and has seen that `new` is empty or absent."""
+        """Move everything below `old`. The caller holds both trees and has seen that `new` is empty or absent.
+
+        NameTooLong, with nothing done, when a key would be: a move that was begun must be possible to finish.
+        """
+        await self._check_length(old, new)
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._mount.now_ns() / 1e9))
         await self._run(Intent(secrets.token_hex(8), self._mount.settings.node, old, new, at))
+
+    async def _check_length(self, old: str, new: str) -> None:
+        mount = self._mount
+        rules.check_key(new, mount.store.capabilities)
+        grows_bytes = len(new.encode()) - len(old.encode())
+        if grows_bytes <= 0:
+            return
+        room_bytes = mount.store.capabilities.max_key_bytes - grows_bytes
+        keys = [content.key for content in mount.cache.pending() if content.key.startswith(old)]
+        cursor: str | None = None
+        while True:
+            page = await mount.store.list(old, delimiter=False, cursor=cursor, metadata=False)
+            for key in [*keys, *(info.key for info in page.objects)]:
+                if len(key.encode(errors="surrogateescape")) > room_bytes:
+                    raise NameTooLong(f"{key}: would be more than {room_bytes + grows_bytes} bytes below {new}")
+            cursor = page.next_cursor
+            if cursor is None:
+                return
 
     async def finish_left_behind(self) -> int:
         """Finish our own unfinished moves, and those of others that nobody works at. Returns how many."""
@@ -119,7 +142,7 @@ class TreeRename:
         cache, inodes = self._mount.cache, self._mount.inodes
         for content in [c for c in cache.pending() if c.key.startswith(intent.source)]:
             inode = inodes.at(content.key)
-            old, new = content.key, layout.check_key(intent.target + content.key[len(intent.source) :])
+            old, new = content.key, self._mount.check_key(intent.target + content.key[len(intent.source) :])
             if content.base is None:
                 await self._move_pending(content, new)
             if content.key == old:
@@ -207,7 +230,7 @@ class TreeRename:
             await self._mount.store.delete(marker.key)
 
     def _target(self, intent: Intent, info: ObjectInfo) -> str:
-        return layout.check_key(intent.target + info.key[len(intent.source) :])
+        return self._mount.check_key(intent.target + info.key[len(intent.source) :])
 
     async def _copy(self, intent: Intent, source: ObjectInfo) -> tuple[ObjectInfo, ObjectInfo] | None:
         """The version that was copied and its copy; None when the source has gone."""
@@ -260,7 +283,8 @@ class TreeRename:
                 if error.errno != errno.EEXIST:
                     raise
         self._mount.health.count("rename_conflicts")
-        return layout.conflict_key(target, self._mount.settings.node, self._mount.now_ns() / 1e9), ABSENT
+        at_s, room_bytes = self._mount.now_ns() / 1e9, self._mount.store.capabilities.max_key_bytes
+        return layout.conflict_key(target, self._mount.settings.node, at_s, room_bytes), ABSENT
 
     async def _take_away(self, intent: Intent, source: ObjectInfo, copied: ObjectInfo) -> None:
         """Tombstone and delete the old name; copied again first if somebody published there in between."""

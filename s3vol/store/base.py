@@ -70,7 +70,7 @@ class Capabilities:
     max_parts: int = 10_000
     max_put_bytes: int = 5 * GIB
     max_metadata_bytes: int = 2048
-    max_key_bytes: int = 1024
+    max_key_bytes: int = 1024  # of the keys that callers see: without the store's prefix
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,10 @@ _META_NAME = re.compile(r"[a-z0-9._-]+")  # what HTTP clients, MinIO's listings 
 _META_BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
+MINIO_MARKER_MAX_BYTES = 255 - len("__XLDIR__")
+"""MinIO keeps the marker `name/` as a file `name__XLDIR__`, and a file's name has 255 bytes."""
+
+
 def check_key(key: str, caps: Capabilities) -> None:
     """Raise NameTooLong or Rejected for a key that no path and no MinIO can hold."""
     try:
@@ -41,6 +45,12 @@ def check_key(key: str, caps: Capabilities) -> None:
             raise Rejected(f"key {key!r} has an empty, `.` or `..` component")
         if len(part.encode()) > NAME_MAX_BYTES:
             raise NameTooLong(f"key {key!r}: a component is over {NAME_MAX_BYTES} bytes")
+    if key.endswith("/") and caps.hides_children:
+        size_bytes = len(key.removesuffix("/").rpartition("/")[2].encode())
+        if size_bytes > MINIO_MARKER_MAX_BYTES:
+            raise NameTooLong(
+                f"directory name of {size_bytes} bytes: at most {MINIO_MARKER_MAX_BYTES} are possible on MinIO"
+            )
 
 
 def check_metadata(metadata: Mapping[str, str], caps: Capabilities) -> dict[str, str]:

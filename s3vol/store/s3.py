@@ -36,11 +36,13 @@ class S3Store:
         self._source = source
         self._root = source.prefix
         self._capabilities = capabilities
+        room_bytes = capabilities.max_key_bytes - len(source.prefix.encode())
+        self._told = replace(capabilities, max_key_bytes=room_bytes)
 
     @property
     def capabilities(self) -> Capabilities:
-        """What this endpoint can do."""
-        return self._capabilities
+        """What this endpoint can do below the prefix."""
+        return self._told
 
     @property
     def url(self) -> str:
@@ -58,7 +60,7 @@ class S3Store:
         return self._client
 
     def with_capabilities(self, capabilities: Capabilities) -> S3Store:
-        """The same store, believed to be able to do this. Use only one of the two."""
+        """The same store, believed to be able to do this in the whole bucket. Use only one of the two."""
         return S3Store(self._client, self._source, capabilities)
 
     def _key(self, key: str) -> str:

@@ -156,6 +156,13 @@ def test_a_conflict_name_fits_beside_its_file() -> None:
     assert found.endswith(".s3vol-conflict-node-19700101T000001.250Z")
 
 
+def test_a_conflict_name_that_does_not_fit_beside_its_file_is_further_up() -> None:
+    ending = ".s3vol-conflict-node-19700101T000001.250Z"
+    assert layout.conflict_key("a/bb/name", "node", 1.25, 6 + len(ending)) == f"a/bb/n{ending}"
+    assert layout.conflict_key("a/bb/name", "node", 1.25, 5 + len(ending)) == f"a/nam{ending}"
+    assert layout.conflict_key("a/bb/name", "node", 1.25, 2 + len(ending)) == f"na{ending}"
+
+
 def test_the_number_of_a_key_is_always_the_same_and_never_the_roots() -> None:
     assert layout.stable_ino("a") == layout.stable_ino("a")
     assert layout.stable_ino("a") != layout.stable_ino("a/")
