@@ -103,8 +103,12 @@ class Directories:
         local, handle.local = handle.local[:cut], handle.local[cut:]
         rows = {row.key: row for row in await self._follow(page.rows)}
         for key in local:
-            if key not in rows and self._mount.cache.dirty(key) is not None:
+            if key in rows:
+                continue
+            if self._mount.cache.dirty(key) is not None:
                 rows[key] = self._pending(key)
+            elif row := await self._lister.single(key):  # published since, perhaps behind the back of the page
+                rows[key] = row
         for key in sorted(rows):
             if not (key.endswith("/") and self._has(handle, key[:-1])):  # `a` may be on one page and `a/` on the next
                 handle.rows.append(rows[key])

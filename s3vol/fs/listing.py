@@ -82,6 +82,12 @@ class Lister:
         end = None if page.next_cursor is None else last
         return Listing(tuple(rows), marker, ask, end, page.next_cursor, buried)
 
+    async def single(self, key: str) -> Row | None:
+        """One name as it is now; None when nothing is there."""
+        asked_s = self._mount.learned.now_s()
+        info = await self._objects.head(key)
+        return None if info is None or layout.is_tombstone(info) else Row(key, info, asked_s)
+
     async def _complete(self, objects: tuple[ObjectInfo, ...], prefix: str) -> tuple[list[ObjectInfo], frozenset[str]]:
         """The objects with their metadata, without those that have gone; and the keys of tombstones, left out."""
         found: dict[str, ObjectInfo] = {info.key: info for info in objects if info.metadata is not None}

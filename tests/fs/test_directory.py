@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import stat
 
+import trio
+
 from s3vol.fs.base import DirEntry
 from s3vol.types import ROOT_INO
+from tests.fs.conftest import Nodes
 from tests.fs.rig import Foreign, Node
 
 
@@ -130,3 +133,21 @@ async def test_creating_in_a_directory_changes_its_times_here(a: Node) -> None:
     made = await a.mkdir("d")
     await a.write("d/f", b"")
     assert (await a.stat("d")).mtime_ns > made.mtime_ns
+
+
+async def test_a_file_that_is_published_while_its_directory_is_listed_stays_in_sight(nodes: Nodes) -> None:
+    a = await nodes("a", close_remote=False)
+    await a.write("pending", b"x")
+    await a.write("other", b"y")
+    gate = a.controls.hold_reply("list")  # the page is of before
+    found: list[str] = []
+
+    async def look() -> None:
+        found.extend(await a.names())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        await gate.entered.wait()
+        await a.fs.flush_path("pending", lambda _: None)
+        gate.open()
+    assert found == ["other", "pending"]
