@@ -47,6 +47,7 @@ _FLAGS = (
     "scratch",
     "out",
     "goals",
+    "stages",
     "list",
     "compare",
 )
@@ -124,6 +125,7 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
         help="for caches and the local disk's figures (the system's for temporary files)",
     )
     add("--out", metavar="DIRECTORY", help="for the report (s3vol-bench-DATE-TIME here)")
+    add("--stages", action="store_true", help="instead, show where the time of one operation goes (py-spy, as root)")
     add("--goals", action="store_true", help="end with status 1 when s3vol misses a goal, too")
     add("--list", action="store_true", help="show the figures that there are")
     add("--compare", nargs=2, metavar=("OLD", "NEW"), help="of two results: what got worse beyond the noise")

@@ -28,9 +28,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 from s3vol import mounts
 from s3vol.errors import S3volError, UsageError
 from s3vol.units import format_bytes
-from s3vol_bench import compare, page, report
+from s3vol_bench import compare, page, report, stages
 from s3vol_bench.endpoint import Endpoint, Room
-from s3vol_bench.result import DISK, PLAIN, Contestant, Result
+from s3vol_bench.errors import BenchError
+from s3vol_bench.result import DISK, PLAIN, Contestant, Result, Stage
 from s3vol_bench.rows import BY_NAME, ROWS, Sizes
 from s3vol_bench.runner import Order, Runner
 from s3vol_bench.targets.base import Target
@@ -110,15 +111,34 @@ def run(wish: Wish, endpoint: Endpoint, say: Callable[[str], None]) -> Result:
     with _occupied(endpoint, say) as room, _scratch(wish.scratch) as scratch:
         runner = Runner(room, order, scratch, say)
         runner.run()
+        costs = _stages(wish, room, scratch, say)
         about = _about(wish, room, scratch) | {"absent": absent, "seconds": round(time.monotonic() - began_s)}
     entries = [Contestant(one.name, one.label, one.promise.value, one.version(), one.is_ours) for one in targets]
     if with_plain:
         entries.insert(0, Contestant(PLAIN, "the endpoint without a file system", "", "", False))
     if with_disk:
         entries.append(Contestant(DISK, "the local disk", "", "", False))
-    result = Result(about, tuple(entries), tuple(runner.samples))
+    result = Result(about, tuple(entries), tuple(runner.samples), costs)
     write(result, wish.out)
     return result
+
+
+def _stages(wish: Wish, room: Room, scratch: Path, say: Callable[[str], None]) -> tuple[Stage, ...]:
+    """With a whole run of normal size, where py-spy is there."""
+    if wish.rows or wish.targets or wish.sizes.name not in ("normal", "long") or not shutil.which("py-spy"):
+        return ()
+    try:
+        return stages.measure(room, s3vol(wish.mount_options)[0], scratch, say)
+    except (BenchError, OSError) as error:
+        print(f"s3vol: the stages could not be measured: {error}", file=sys.stderr)
+        return ()
+
+
+def run_stages(wish: Wish, endpoint: Endpoint, say: Callable[[str], None]) -> tuple[Stage, ...]:
+    """Where the time of one operation goes. Raises as `run`, BenchError for what cannot be measured."""
+    check(wish)
+    with _occupied(endpoint, say) as room, _scratch(wish.scratch) as scratch:
+        return stages.measure(room, s3vol(wish.mount_options)[0], scratch, say)
 
 
 def write(result: Result, folder: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from s3vol_bench.result import DISK, PLAIN, Contestant, Result
+from s3vol_bench.result import DISK, PLAIN, Contestant, Result, Stage
 from s3vol_bench.rows import Row
 
 
@@ -35,7 +35,7 @@ def markdown(result: Result) -> str:
     parts = [_head(result), "## How s3vol stands", _standing(result), *_goals(result)]
     parts += ["## Every figure", _FIGURES, _figures(result), "## What the mount processes used", _USED, _usage(result)]
     if result.stages:
-        parts += ["## Where the time of one operation goes", _stages(result)]
+        parts += ["## Where the time of one operation goes", stage_table(result.stages)]
     failed = _failures(result)
     if failed:
         parts += ["## What has no figure, and why", failed]
@@ -108,8 +108,14 @@ def _usage(result: Result) -> str:
     return _table(["row", *names], rows)
 
 
-def _stages(result: Result) -> str:
-    return _table(["operation", "stage", "µs"], ([s.operation, s.stage, f"{s.us:.1f}"] for s in result.stages))
+def stage_table(stages: Sequence[Stage]) -> str:
+    """Microseconds of each stage, a column for each operation."""
+    operations, names = (
+        list(dict.fromkeys(part)) for part in ([s.operation for s in stages], [s.stage for s in stages])
+    )
+    cost = {(s.stage, s.operation): f"{s.us:,.1f}" for s in stages}
+    lines = ([name, *(cost.get((name, operation), "–") for operation in operations)] for name in names)
+    return _table(["µs", *operations], lines)
 
 
 def _failures(result: Result) -> str:

@@ -21,7 +21,7 @@ import trio
 from s3vol.commands.plan import load_options
 from s3vol.commands.reach import ProgressLine
 from s3vol.config import OPTIONS, MountOptions
-from s3vol.errors import UsageError
+from s3vol.errors import S3volError, UsageError
 from s3vol.layers import parse_list
 from s3vol.store.base import Capabilities
 from s3vol.store.edge import first_error
@@ -29,6 +29,7 @@ from s3vol.store.open import open_s3
 from s3vol.store.settings import Source, parse_source, store_settings
 from s3vol_bench import command, compare, report
 from s3vol_bench.endpoint import Endpoint
+from s3vol_bench.errors import BenchError
 from s3vol_bench.rows import NORMAL, QUICK, ROWS, SIZES
 
 DONE, FAILED = 0, 1
@@ -56,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     wish = _wish(args)
     command.check(wish)
     progress = ProgressLine("bench")
+    if args.stages:
+        return _show_stages(wish, _endpoint(source, options), progress)
     try:
         result = command.run(wish, _endpoint(source, options), progress.say)
     finally:
@@ -69,6 +72,16 @@ def run(args: argparse.Namespace) -> int:
     for line in missed:
         print(f"s3vol: goal missed: {line}", file=sys.stderr)
     return FAILED if failed or missed else DONE
+
+
+def _show_stages(wish: command.Wish, endpoint: Endpoint, progress: ProgressLine) -> int:
+    try:
+        print(report.stage_table(command.run_stages(wish, endpoint, progress.say)))
+    except BenchError as error:
+        raise S3volError(str(error)) from None
+    finally:
+        progress.end()
+    return DONE
 
 
 def _wish(args: argparse.Namespace) -> command.Wish:
@@ -116,6 +129,8 @@ def _endpoint(source: Source, options: MountOptions) -> Endpoint:
     """Where the source is, checked as a mount checks it. Raises UsageError."""
     if options.anonymous:
         raise UsageError("option anonymous: a benchmark has to write, and needs credentials")
+    if options.sse_c_key:
+        raise UsageError("option sse-c-key: the proof of a benchmark reads objects without the key, leave it out")
     try:
         url, region, path_style = trio.run(_resolve, source, options)
     except ExceptionGroup as group:

@@ -92,13 +92,15 @@ class Plain:
             "list": lambda: self._list(f"{self._shared}{SHARED}"),
         }
 
-    def _put(self, name: str, content: bytes) -> None:
+    def put(self, name: str, content: bytes) -> None:
+        """One PUT."""
         obstore.put(self._store, self._base + name, content, use_multipart=False)
 
     def _put_all(self, bodies: dict[str, bytes], threads: int) -> float:
-        return _timed(lambda: spread(lambda name: self._put(name, bodies[name]), list(bodies), threads))
+        return _timed(lambda: spread(lambda name: self.put(name, bodies[name]), list(bodies), threads))
 
-    def _upload(self, name: str, content: bytes) -> None:
+    def upload(self, name: str, content: bytes) -> None:
+        """In parts, side by side."""
         obstore.put(
             self._store,
             self._base + name,
@@ -114,7 +116,7 @@ class Plain:
     def _write(self, names: list[str], size: int) -> float:
         content = self._content(size)
         touch_memory(len(names) * size)
-        seconds = _timed(lambda: spread(lambda name: self._upload(name, content), names, len(names)))
+        seconds = _timed(lambda: spread(lambda name: self.upload(name, content), names, len(names)))
         return len(names) * size / seconds / 1e6
 
     def _read(self, names: list[str], size: int) -> float:
@@ -142,14 +144,14 @@ class Plain:
         return len(obstore.get(self._store, self._base + name).bytes())
 
     def _prepare(self) -> float:
-        self._upload("random", self._content(self._sizes.medium_bytes))
+        self.upload("random", self._content(self._sizes.medium_bytes))
         bodies = {f"first{number}": self._content(scattered.FIRST_SIZE) for number in range(scattered.FIRST_BYTES)}
         return self._put_all(bodies, 1)
 
     def _append(self) -> float:
         appends = self._sizes.appends
         contents = [scattered.APPENDED * count for count in range(1, appends + 1)]
-        return appends / _timed(lambda: spread(lambda content: self._put("appended", content), contents, 1))
+        return appends / _timed(lambda: spread(lambda content: self.put("appended", content), contents, 1))
 
     def _first_byte(self) -> float:
         def one(number: int) -> None:
@@ -175,7 +177,7 @@ class Plain:
 
     def _one_byte(self) -> float:
         def one(number: int) -> None:
-            self._put(f"byte{number}", b"x")
+            self.put(f"byte{number}", b"x")
 
         return _median_ms(one, small.ONE_BYTES)
 
