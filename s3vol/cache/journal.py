@@ -43,6 +43,7 @@ from s3vol.cache.records import (
     parse_row,
 )
 from s3vol.errors import Corrupt, NoSpace, S3volError, UsageError
+from s3vol.failpoints import Point, hit
 
 _GROUP_MAX = 2000
 
@@ -282,6 +283,7 @@ class Journal:
                 run(sql, values)
         if durable:  # a transaction that changes nothing would not fsync what was committed lazily before
             run("UPDATE meta SET value=CAST(value AS INTEGER)+1 WHERE name='commits'")
+        hit(Point.JOURNAL_BEFORE_COMMIT)
         run("COMMIT")
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from s3vol import layout
 from s3vol.cache.base import Content, State
 from s3vol.errors import MetadataTooLarge, NoSpace, PosixError, S3volError
+from s3vol.failpoints import Point, hit
 from s3vol.fs import attributes
 from s3vol.fs.base import Entry
 from s3vol.fs.coherence import Coherence
@@ -97,7 +98,9 @@ class Changes:
         mount.cache.set_metadata(content, metadata, explicit_times=inode.explicit_times)
         inode.metadata, inode.unpushed = metadata, False
         if not with_close:
+            hit(Point.ATTRIBUTES_BEFORE_COMMIT)
             await self._files.commit_held(inode, content, remote=mount.settings.close_remote)
+            hit(Point.ATTRIBUTES_AFTER_COMMIT)
 
     async def _change_directory(self, inode: Inode, apply: Callable[[], None]) -> None:
         """Change memory, then write the marker."""
@@ -109,6 +112,7 @@ class Changes:
             apply()
             try:
                 await self._coherence.save_directory(inode, self._coherence.encode(inode, inode.metadata))
+                hit(Point.DIRECTORY_ATTRIBUTES_AFTER_PUT)
             except S3volError:
                 inode.set_posix(before)
                 raise

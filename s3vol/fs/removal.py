@@ -84,6 +84,7 @@ class Removal:
                 await self._orphans.keep(inode)
             hit(Point.UNLINK_BEFORE_DELETE)
             await mount.store.delete(path)
+            hit(Point.UNLINK_AFTER_DELETE)
         elif inode is not None:
             await self._orphans.keep(inode)
         mount.learned.changed(path)

@@ -107,6 +107,7 @@ class TreeRename:
             await self._intents.write(intent)
             hit(Point.RENAME_DIR_AFTER_INTENT)
             await alongside(lambda: self._move(intent), beat)
+            hit(Point.RENAME_DIR_AFTER_MOVES)
             await self._intents.remove(intent)
         finally:
             self._running.discard(intent.id)
@@ -218,6 +219,7 @@ class TreeRename:
             pair = await self._copy(intent, info)
             if pair is not None:
                 copies[info.key] = pair
+            hit(Point.RENAME_DIR_AFTER_COPY)
 
         async def take_away(pair: tuple[ObjectInfo, ObjectInfo]) -> None:
             await self._take_away(intent, *pair)
@@ -302,6 +304,7 @@ class TreeRename:
                 source, copied = again
                 continue
             self._moved(source, copied)  # no await since the tombstone is there
+            hit(Point.RENAME_DIR_AFTER_TOMBSTONE)
             await self._objects.remove_buried(tombstone, buried_s)
             link, made = layout.link_of(source), layout.link_of(copied)
             if link is not None and made is not None and made != link:

@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.harness import Mounted, Node
+from tests.kernel.kills import summary
 from tests.kernel.rig import Bucket, S3fs
 from tests.support.minio import Minio, MinioMissing, required
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many crash points there are and how many kills ran."""
+    if line := summary():
+        terminalreporter.write_line(line)
+
 
 MountFactory = Callable[..., Mounted]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,22 +17,25 @@ from pathlib import Path
 import pytest
 import trio
 
+from s3vol import mounts
 from s3vol.failpoints import Point
 from s3vol.fs.fsck import Finding
 from s3vol.fs.mending import look
 from tests.kernel.conftest import MountFactory
-from tests.kernel.harness import Failed
+from tests.kernel.harness import Failed, Mounted
+from tests.kernel.kills import KILLS
 from tests.kernel.rig import Bucket
-from tests.support.minio import Minio, paused
+from tests.support.minio import Minio, wait_for
 from tests.support.s3 import s3_store
 
 pytestmark = [pytest.mark.kernel, pytest.mark.minio]
 
 SMALL_CACHE = ("--cache-size", "96M", "--dirty-max", "80M")  # so that eviction happens
-NEVER_PASSED = {
-    Point.CONFLICT_AFTER_COPY,  # needs another writer: tests/cache
-    Point.REPLAY_AFTER_LOAD,  # a second crash, during the replay of a first one: its own test below
+NOT_BY_THE_WORKLOAD = {  # each has a test of its own below
+    Point.CONFLICT_AFTER_COPY,
+    Point.REPLAY_AFTER_LOAD,
 }
+NTH = {Point.JOURNAL_BEFORE_COMMIT: 12}  # the first ones are of the start
 BIG = os.urandom(1 << 20) * 70  # beyond 64 MiB: sent while it is being written
 
 
@@ -42,6 +46,7 @@ class Ledger:
         self._root = root
         self.sure: dict[str, bytes] = {}
         self.perhaps: dict[str, bytes] = {}
+        self.modes: dict[str, set[int]] = {}  # those that a name may have
 
     def _do(self, operation: Callable[[], None], after: dict[str, bytes]) -> None:
         self.perhaps = after
@@ -51,6 +56,13 @@ class Ledger:
     def write(self, name: str, body: bytes) -> None:
         """Write the whole file and close it."""
         self._do(lambda: _store(self._root / name, body), {**self.sure, name: body})
+
+    def chmod(self, name: str, mode: int) -> None:
+        """Change the mode of a file or folder."""
+        before = stat.S_IMODE((self._root / name).stat().st_mode)
+        self.modes[name] = {before, mode}
+        os.chmod(self._root / name, mode)
+        self.modes[name] = {mode}
 
     def rename(self, old: str, new: str) -> None:
         """Rename a file or everything below a folder."""
@@ -99,21 +111,36 @@ def _work(root: Path, ledger: Ledger) -> None:
     ledger.write("last", b"last")
 
 
+def _work_on_what_is_published(root: Path, ledger: Ledger) -> None:
+    for name, mode in (("last", 0o600), ("big", 0o640), ("e", 0o700)):
+        ledger.chmod(name, mode)
+    os.setxattr(root / "last", "user.x", b"y")
+
+
+def _killed(mounted: Mounted, point: Point) -> None:
+    """The process has died at this point; take its dead mount away."""
+    assert mounted.wait() == -9, f"{point.value} was not passed"
+    KILLS[point] += 1
+    mounted.kill()
+
+
 def _tree(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("point", [point for point in Point if point not in NEVER_PASSED], ids=str)
+@pytest.mark.parametrize("point", [point for point in Point if point not in NOT_BY_THE_WORKLOAD], ids=str)
 def test_a_kill_at_this_point_loses_nothing_that_was_acknowledged(
     bucket: Bucket, mount: MountFactory, minio: Minio, point: Point
 ) -> None:
-    first = mount("a", "--fsync", "local", "--close", "local", *SMALL_CACHE, S3VOL_FAILPOINT=point.value)
+    armed = f"{point.value}:{NTH.get(point, 1)}"
+    first = mount("a", "--fsync", "local", "--close", "local", *SMALL_CACHE, S3VOL_FAILPOINT=armed)
     ledger = Ledger(first.path)
     with contextlib.suppress(OSError, Failed):  # ENOTCONN, ECONNABORTED: the process has died under the workload
         _work(first.path, ledger)
         first.flush()
-    assert first.wait() == -9, f"the workload does not pass {point.value}"
-    first.kill()
+        _work_on_what_is_published(first.path, ledger)
+        first.flush()
+    _killed(first, point)
     second = mount("a", *SMALL_CACHE)
     shown = _tree(second.path)
     for name, body in ledger.sure.items():
@@ -121,13 +148,24 @@ def test_a_kill_at_this_point_loses_nothing_that_was_acknowledged(
             assert shown.get(name) == body, name
     for name, body in shown.items():
         assert body in (ledger.sure.get(name), ledger.perhaps.get(name)) or _unfinished(name, ledger), name
+    for name, modes in ledger.modes.items():
+        if name in shown or (second.path / name).is_dir():
+            assert stat.S_IMODE((second.path / name).stat().st_mode) in modes, name
     second.flush()
     assert second.status()["dirty_files"] == 0
     links = {key: bucket.link(key) for key in bucket.all_keys() if not key.endswith("/")}
     assert {key: bucket.read(body or key) for key, body in links.items()} == shown
     assert set(bucket.bodies()) == {body for body in links.values() if body}
-    assert [upload for name in ("big", "big2") for upload in bucket.uploads(name)] == []
-    assert _left_in(bucket, minio) == []
+    _nothing_is_left(bucket, minio, point)
+
+
+def _nothing_is_left(bucket: Bucket, minio: Minio, point: Point) -> None:
+    """No half of anything, and no upload but one whose id was in the very transaction that was not committed."""
+    left, uploads = _left_in(bucket, minio), [upload for name in ("big", "big2") for upload in bucket.uploads(name)]
+    if point is Point.JOURNAL_BEFORE_COMMIT:
+        left = [finding for finding in left if finding.kind != "upload"]
+        del uploads[:1]
+    assert (left, uploads) == ([], [])
 
 
 def _left_in(bucket: Bucket, minio: Minio) -> list[Finding]:
@@ -145,19 +183,103 @@ def _unfinished(name: str, ledger: Ledger) -> bool:
     return name in ledger.perhaps and name not in ledger.sure
 
 
+def _mount_that_dies(mount: MountFactory, path: Path, point: Point) -> None:
+    """Mount again with this point armed: what the last crash left makes the process pass it, maybe before it serves."""
+    try:
+        again = mount("a", S3VOL_FAILPOINT=point.value)
+    except Failed as failed:
+        if failed.status != -9:
+            raise
+        KILLS[point] += 1
+        if mounts.find_mount(str(path)):
+            mounts.unmount(str(path), lazy=True)
+    else:
+        _killed(again, point)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        Point.REPLAY_AFTER_LOAD,
+        Point.PUBLISH_AFTER_PUT,
+        Point.UPLOAD_BEFORE_COMPLETE,
+        *(
+            pytest.param(point, marks=pytest.mark.soak)
+            for point in (
+                Point.JOURNAL_BEFORE_COMMIT,
+                Point.PUBLISH_BEFORE_PUT,
+                Point.UPLOAD_AFTER_CREATE,
+                Point.UPLOAD_AFTER_PART,
+                Point.UPLOAD_AFTER_COMPLETE,
+            )
+        ),
+    ],
+    ids=str,
+)
 def test_a_second_crash_during_the_replay_loses_nothing_either(
-    bucket: Bucket, mount: MountFactory, minio: Minio
+    bucket: Bucket, mount: MountFactory, minio: Minio, point: Point
 ) -> None:
-    first = mount("a", "--write-back")
-    fds = {f"f{i}": os.open(first.path / f"f{i}", os.O_WRONLY | os.O_CREAT) for i in range(20)}
-    with paused(minio):  # so that all of it is pending
-        for name, fd in fds.items():
-            os.write(fd, name.encode() * 1000)
+    first = mount("a", "--write-back", "--fsync", "local")
+    bodies = {**{f"f{i}": f"f{i}".encode() * 1000 for i in range(20)}, "big": BIG[: 24 << 20]}
+    fds = {name: os.open(first.path / name, os.O_WRONLY | os.O_CREAT) for name in bodies}
+    for name, fd in fds.items():  # not closed: what is journaled is not published yet
+        os.write(fd, bodies[name])
+        os.fsync(fd)
+    first.kill()
+    for fd in fds.values():
+        with contextlib.suppress(OSError):
             os.close(fd)
-        first.kill()
-    with pytest.raises(Failed):
-        mount("a", S3VOL_FAILPOINT=Point.REPLAY_AFTER_LOAD.value)
+    _mount_that_dies(mount, first.path, point)
     third = mount("a")
     third.flush()
+    _nothing_is_left(bucket, minio, point)
+    assert {name: bucket.read(name) for name in fds} == bodies
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        Point.RENAME_DIR_AFTER_TOMBSTONE,
+        *(
+            pytest.param(point, marks=pytest.mark.soak)
+            for point in (Point.RENAME_DIR_AFTER_COPY, Point.RENAME_DIR_AFTER_COPIES, Point.RENAME_DIR_AFTER_MOVES)
+        ),
+    ],
+    ids=str,
+)
+def test_a_second_crash_while_a_rename_is_finished_loses_no_name(
+    bucket: Bucket, mount: MountFactory, minio: Minio, point: Point
+) -> None:
+    first = mount("a", S3VOL_FAILPOINT=Point.RENAME_DIR_AFTER_INTENT.value)
+    (first.path / "old").mkdir()
+    for i in range(5):
+        (first.path / "old" / f"f{i}").write_text(str(i))
+    with pytest.raises(OSError):  # noqa: PT011  # ENOTCONN, or ECONNABORTED
+        (first.path / "old").rename(first.path / "new")
+    _killed(first, Point.RENAME_DIR_AFTER_INTENT)
+    _mount_that_dies(mount, first.path, point)
+    third = mount("a")
+    wait_for(lambda: not (third.path / "old").exists(), 30, "the rename to be finished")
+    assert _tree(third.path) == {f"new/f{i}": str(i).encode() for i in range(5)}
+    wait_for(lambda: _left_in(bucket, minio) == [], 30, "the intent to go")
+
+
+def test_a_kill_after_a_conflict_copy_was_made_leaves_one_copy(
+    bucket: Bucket, mount: MountFactory, minio: Minio
+) -> None:
+    first = mount("a", S3VOL_FAILPOINT=Point.CONFLICT_AFTER_COPY.value)
+    (first.path / "f").write_bytes(b"first")
+    fd = os.open(first.path / "f", os.O_WRONLY)
+    bucket.client.put_object(Bucket=bucket.name, Key="f", Body=b"theirs")
+    os.write(fd, b"ours!")
+    with pytest.raises(OSError):  # noqa: PT011  # ENOTCONN, or ECONNABORTED
+        os.fsync(fd)
+    _killed(first, Point.CONFLICT_AFTER_COPY)
+    with contextlib.suppress(OSError):
+        os.close(fd)
+    second = mount("a")
+    second.flush()
+    bodies = {name: body for name, body in _tree(second.path).items() if name != "f"}
+    assert list(bodies.values()) == [b"ours!"]
+    assert bucket.read("f") == b"theirs"
     assert _left_in(bucket, minio) == []
-    assert {name: bucket.read(name) for name in fds} == {name: name.encode() * 1000 for name in fds}

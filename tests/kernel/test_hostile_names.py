@@ -181,7 +181,7 @@ def test_foreign_objects_that_are_no_files_harm_nobody(bucket: Bucket, mount: Mo
 def test_a_directory_of_ten_thousand_files_is_listed_whole_while_others_create_and_delete(
     bucket: Bucket, mount: MountFactory
 ) -> None:
-    """About two minutes."""
+    """About five minutes."""
     here, there = mount("a").path, mount("b").path
     (here / "d").mkdir()
     stay = [f"stay-{number:05}" for number in range(10_000)]
