@@ -84,7 +84,7 @@ def test_no_secret_is_in_arguments_log_status_or_files(
     wrong = "a-wrong-secret-of-somebody"
     with pytest.raises(Failed) as refused:
         mount("a", *trust, *secret, "--log-level", "debug", AWS_SECRET_ACCESS_KEY=wrong)
-    here = mount("a", *trust, *secret, "--log-level", "debug", "--timeout", "2s")
+    here = mount("a", *trust, *secret, "--log-level", "debug", "--timeout", "4s")
     (here.path / "f").write_bytes(b"x" * 5000)
     with paused(minio), pytest.raises(OSError, match="Input/output"):
         (here.path / "g").write_bytes(b"x")

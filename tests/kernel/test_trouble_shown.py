@@ -32,7 +32,7 @@ def test_an_error_is_one_line_with_operation_path_and_request(
     bucket: Bucket, mount: MountFactory, minio: Minio
 ) -> None:
     with hostile(minio.port) as proxy:
-        here = mount("a", "--timeout", "2s", "--log-format", "json", AWS_ENDPOINT_URL=proxy.endpoint)
+        here = mount("a", "--timeout", "4s", "--log-format", "json", AWS_ENDPOINT_URL=proxy.endpoint)
         (here.path / "d").mkdir()
         bucket.client.put_object(Bucket=bucket.name, Key="d/theirs", Body=b"body")
         refused = {"PUT": "/d/ours", "GET": "/d/theirs"}
