@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-docker check lint format bench bench-docker soak plugin clean
+.PHONY: help demo test test-docker check lint format bench bench-growth bench-docker soak plugin clean
 
 ARGS ?=
 BIN := .venv/bin
@@ -40,6 +40,10 @@ format: ## rewrite the code in the house style
 bench: ## the benchmark suite on a MinIO of its own, beside the peers; ARGS=--quick for a first look
 	@tools/bootstrap bench
 	@tools/with-tools $(BIN)/python -m bench.run $(ARGS)
+
+bench-growth: ## cost as work grows: long directories, many open files, sparse files, many inodes
+	@tools/bootstrap bench
+	@tools/with-tools $(BIN)/python -m bench.run --growth $(ARGS)
 
 bench-docker: ## how long a container waits for its volume, against a local one
 	@tools/bootstrap test

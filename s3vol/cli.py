@@ -48,6 +48,7 @@ _FLAGS = (
     "out",
     "goals",
     "stages",
+    "growth",
     "list",
     "compare",
 )
@@ -126,6 +127,11 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     )
     add("--out", metavar="DIRECTORY", help="for the report (s3vol-bench-DATE-TIME here)")
     add("--stages", action="store_true", help="instead, show where the time of one operation goes (py-spy, as root)")
+    add(
+        "--growth",
+        action="store_true",
+        help="instead, measure cost as directories, files and inodes grow; with --quick less",
+    )
     add("--goals", action="store_true", help="end with status 1 when s3vol misses a goal, too")
     add("--list", action="store_true", help="show the figures that there are")
     add("--compare", nargs=2, metavar=("OLD", "NEW"), help="of two results: what got worse beyond the noise")

@@ -28,7 +28,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from s3vol import mounts
 from s3vol.errors import S3volError, UsageError
 from s3vol.units import format_bytes
-from s3vol_bench import compare, page, report, stages
+from s3vol_bench import compare, growth, page, report, stages
 from s3vol_bench.endpoint import Endpoint, Room
 from s3vol_bench.errors import BenchError
 from s3vol_bench.result import DISK, PLAIN, Contestant, Result, Stage
@@ -141,15 +141,41 @@ def run_stages(wish: Wish, endpoint: Endpoint, say: Callable[[str], None]) -> tu
         return stages.measure(room, s3vol(wish.mount_options)[0], scratch, say)
 
 
-def write(result: Result, folder: Path) -> None:
-    """result.json, report.md and report.html. Raises S3volError."""
+def run_growth(wish: Wish, endpoint: Endpoint, say: Callable[[str], None]) -> str:
+    """Cost as work grows: writes growth.json, growth.md and growth.html; returns the tables. Raises as `run_stages`."""
+    check(wish)
+    extent = growth.QUICK if wish.sizes.name in ("tiny", "quick") else growth.FULL
+    began_s = time.monotonic()
+    with _occupied(endpoint, say) as room, _scratch(wish.scratch) as scratch:
+        try:
+            charts = growth.Growth(room, s3vol(wish.mount_options)[0], scratch, extent, say).run()
+        except OSError as error:
+            raise BenchError(f"growth: {error}") from None
+        about = _about(wish, room, scratch) | {"seconds": round(time.monotonic() - began_s)}
+    text = growth.markdown(charts, f"{about['date']}, {about['machine']}")
+    with _output(wish.out) as folder:
+        growth.save(charts, about, folder / "growth.json")
+        (folder / "growth.md").write_text(text)
+        (folder / "growth.html").write_text(page.drawn("s3vol: cost as work grows", growth.drawings(charts)))
+    return text
+
+
+@contextlib.contextmanager
+def _output(folder: Path) -> Iterator[Path]:
+    """The folder of the report. Raises S3volError for what cannot be written in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    except OSError as error:
+        raise S3volError(f"output {folder}: {error.strerror}") from None
+
+
+def write(result: Result, folder: Path) -> None:
+    """result.json, report.md and report.html. Raises S3volError."""
+    with _output(folder):
         result.save(folder / compare.NAME)
         (folder / "report.md").write_text(report.markdown(result))
         (folder / "report.html").write_text(page.html(result))
-    except OSError as error:
-        raise S3volError(f"output {folder}: {error.strerror}") from None
 
 
 @contextlib.contextmanager

@@ -56,6 +56,13 @@ def html(result: Result) -> str:
     return head + "\n".join(parts) + "</html>\n"
 
 
+def drawn(title: str, drawings: Sequence[tuple[str, str]]) -> str:
+    """A page of drawings with their titles."""
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{_STYLE}</style>"
+    body = "".join(f"<h2>{escape(name)}</h2>{drawing}" for name, drawing in drawings)
+    return f"{head}<h1>{escape(title)}</h1>{body}</html>\n"
+
+
 def _about(result: Result) -> str:
     words = [f"{escape(k)}: {escape(str(v))}" for k, v in result.about.items() if k not in ("date", "absent") and v]
     words += [

@@ -133,10 +133,12 @@ def stored_bytes(room: Room, below: str) -> int:
 def await_kept(room: Room, below: str, expected: Expected, patience_s: float = SETTLE_S) -> float:
     """Wait until the bucket holds what it has to, and check it; seconds that took. Raises PromiseBroken."""
     began_s = time.monotonic()
-    while wrong := first_difference(room.listed(below), expected):
-        if time.monotonic() - began_s > patience_s:
-            raise PromiseBroken(f"{wrong}, nor {patience_s:g} s later")
-        time.sleep(_POLL_S)
-    took_s = time.monotonic() - began_s
-    check(room, below, expected)
-    return took_s
+    while True:
+        try:
+            check(room, below, expected)
+        except PromiseBroken as broken:
+            if time.monotonic() - began_s > patience_s:
+                raise PromiseBroken(f"{broken}, nor {patience_s:g} s later") from None
+            time.sleep(_POLL_S)
+        else:
+            return time.monotonic() - began_s

@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
     wish = _wish(args)
     command.check(wish)
     progress = ProgressLine("bench")
-    if args.stages:
-        return _show_stages(wish, _endpoint(source, options), progress)
+    if args.stages or args.growth:
+        return _special(args, wish, _endpoint(source, options), progress)
     try:
         result = command.run(wish, _endpoint(source, options), progress.say)
     finally:
@@ -74,13 +74,18 @@ def run(args: argparse.Namespace) -> int:
     return FAILED if failed or missed else DONE
 
 
-def _show_stages(wish: command.Wish, endpoint: Endpoint, progress: ProgressLine) -> int:
+def _special(args: argparse.Namespace, wish: command.Wish, endpoint: Endpoint, progress: ProgressLine) -> int:
+    """Stages or growth, instead of the rows."""
     try:
-        print(report.stage_table(command.run_stages(wish, endpoint, progress.say)))
+        if args.stages:
+            said = report.stage_table(command.run_stages(wish, endpoint, progress.say))
+        else:
+            said = command.run_growth(wish, endpoint, progress.say)
     except BenchError as error:
         raise S3volError(str(error)) from None
     finally:
         progress.end()
+    print(said)
     return DONE
 
 

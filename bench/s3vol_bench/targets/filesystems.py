@@ -4,8 +4,10 @@ Options are the peers' defaults but for what the comparison needs: path-style ad
 own, and the promise. Programs that are not on PATH are left out, and the report says so.
 
 s3fs has `use_cache`, because s3vol and rclone keep content on the local disk as well. rclone's cache mode is `full`:
-the only one with random writes. GeeseFS and Mountpoint have no limit to set. JuiceFS keeps metadata in a Redis of its
-own, as its manual does for speed; goofys and Mountpoint cannot write at random, and have no figure in those rows.
+the only one with random writes. With --vfs-write-back 0 it uploads when the kernel releases a file, which is after
+close() has returned: most of its rows show that its promise is not kept. GeeseFS and Mountpoint have no limit to set.
+JuiceFS keeps metadata in a Redis of its own, as its manual does for speed; goofys and Mountpoint cannot write at
+random, and have no figure in those rows.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ def s3vol(options: Sequence[str] = ()) -> tuple[Target, Target]:
 
 def _s3fs(ground: Ground) -> Launch:
     point = ground.endpoint
-    options = [f"url={point.url}", f"endpoint={point.region}", f"use_cache={ground.cache}", "compat_dir"]
+    options = [f"url={point.url}", f"endpoint={point.region}", f"use_cache={ground.cache}"]
     options += ["use_path_request_style"] if point.path_style else []
     options += [] if point.verify_tls else ["no_check_certificate", "ssl_verify_hostname=0"]
     bucket = f"{point.bucket}:/{ground.prefix}"

@@ -212,6 +212,10 @@ class Plain:
     def _untar(self) -> float:
         return self._put_all({f"untar/{n}": data for n, data in programs.tree(self._sizes.untar_files).items()}, 1)
 
+    def put_numbered(self, first: int, last: int) -> None:
+        """Objects of one byte: `f0`, `f1`, ..."""
+        spread(lambda number: self.put(f"f{number}", b"x"), range(first, last), 2 * CONCURRENCY)
+
     def put_shared(self) -> None:
         """Put the tree of the session `listing`, once a run."""
         names = [f"{self._shared}{SHARED}{path}" for path in listing.paths(self._sizes.listed_files)]
