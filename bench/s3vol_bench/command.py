@@ -148,7 +148,9 @@ def run_growth(wish: Wish, endpoint: Endpoint, say: Callable[[str], None]) -> st
     began_s = time.monotonic()
     with _occupied(endpoint, say) as room, _scratch(wish.scratch) as scratch:
         try:
-            charts = growth.Growth(room, s3vol(wish.mount_options)[0], scratch, extent, say).run()
+            charts = growth.Growth(
+                room, s3vol(("--attr-ttl", "1h", *wish.mount_options))[0], scratch, extent, say
+            ).run()
         except OSError as error:
             raise BenchError(f"growth: {error}") from None
         about = _about(wish, room, scratch) | {"seconds": round(time.monotonic() - began_s)}

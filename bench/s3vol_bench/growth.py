@@ -1,12 +1,15 @@
 """Cost as work grows: does one operation cost the same when there is a hundred times more of everything?
 
-Four charts, each over a quantity that grows tenfold from point to point: files in one directory, open files, the length
-of a sparse file, and inodes that the mount knows. Drawn is the time of one operation, and for inodes the memory of the
-mount process for each. Flat is good; the goal for memory is GOAL_INODE_BYTES.
+Four charts, each over a quantity that grows tenfold from point to point: files in one directory, open files, the
+length of a sparse file, and inodes that the mount knows. Drawn is the time of one operation, beside it the processor
+time of the mount process for it (which a busy machine disturbs less), and for inodes the memory of the mount process
+for each. Flat is good; the goal for memory is GOAL_INODE_BYTES.
 
 Directories and open files use objects that were put without a file system. A sparse file is removed before it is
-closed: publishing it would send all its zeros. Inodes are known through a source on the local disk (file://), because
-what they cost is the same for every store, and a million objects would take half an hour to put.
+closed: publishing it would send all its zeros. Mounts have a long `attr-ttl`: else the time of a longer measurement
+holds more requests that only ask whether something is still the same. Inodes are known through a source on the local
+disk (file://), because what they cost is the same for every store, and a million objects would take half an hour to
+put.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from s3vol_bench import svg, usage
@@ -62,10 +66,25 @@ class Chart:
         self.lines.setdefault(line, []).append((x, value))
 
 
-def _us(work: Callable[[], None], count: int) -> float:
-    began_s = time.perf_counter()
-    work()
-    return (time.perf_counter() - began_s) / count * 1e6
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The chart of an operation's time, and that of the processor time of a mount process for it."""
+
+    time: Chart
+    processor: Chart
+
+    @staticmethod
+    def of(title: str, x_name: str) -> Pair:
+        """Two empty charts."""
+        return Pair(Chart(title, x_name, "µs"), Chart(f"{title}: processor time of the mount", x_name, "µs"))
+
+    def measure(self, line: str, x: int, pid: int, work: Callable[[], None], count: int) -> None:
+        """Run `work`, which is `count` operations, and add a point to both."""
+        before, began_s = usage.of(pid), time.perf_counter()
+        work()
+        self.time.add(line, x, (time.perf_counter() - began_s) / count * 1e6)
+        used = usage.of(pid).since(before)
+        self.processor.add(line, x, (used.user_s + used.system_s) / count * 1e6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +99,8 @@ class Growth:
 
     def run(self) -> list[Chart]:
         """All charts. Raises BenchError, OSError."""
-        return [self._directory(), self._open_files(), self._sparse(), self._inodes()]
+        pairs = [self._directory(), self._open_files(), self._sparse()]
+        return [chart for pair in pairs for chart in (pair.time, pair.processor)] + self._inodes()
 
     @contextlib.contextmanager
     def _mount(self, below: str, target: Target | None = None) -> Iterator[Mounted]:
@@ -96,19 +116,20 @@ class Growth:
         self.say(f"putting {last - first} objects")
         Plain(self.room.endpoint, below, TINY, b"x").put_numbered(first, last)
 
-    def _directory(self) -> Chart:
-        chart = Chart("One directory with many files", "files in the directory", "µs")
+    def _directory(self) -> Pair:
+        pair = Pair.of("One directory with many files", "files in the directory")
         done = 0
         for files in self.extent.files:
             self._put("directory/d/", done, files)
             done = files
             self.say(f"a directory with {files} files")
             with self._mount("directory/") as mount:
-                self._ask_directory(chart, mount.path / "d", files)
+                self._ask_directory(pair, mount, files)
         self.room.clean("directory/")
-        return chart
+        return pair
 
-    def _ask_directory(self, chart: Chart, folder: Path, files: int) -> None:
+    def _ask_directory(self, pair: Pair, mount: Mounted, files: int) -> None:
+        folder = mount.path / "d"
         names = random.sample(range(files), min(_ASKED, files))
         new = [folder / f"new-{number}" for number in range(_ASKED)]
 
@@ -129,13 +150,13 @@ class Growth:
                 for entry in entries:
                     entry.stat()
 
-        chart.add("ls -l, cold, for each entry", files, _us(read, files))
-        chart.add("stat", files, _us(stat, len(names)))
-        chart.add("create an empty file", files, _us(create, len(new)))
-        chart.add("delete", files, _us(delete, len(new)))
+        pair.measure("ls -l, cold, for each entry", files, mount.pid, read, files)
+        pair.measure("stat", files, mount.pid, stat, len(names))
+        pair.measure("create an empty file", files, mount.pid, create, len(new))
+        pair.measure("delete", files, mount.pid, delete, len(new))
 
-    def _open_files(self) -> Chart:
-        chart = Chart("Many open files", "open files", "µs")
+    def _open_files(self) -> Pair:
+        pair = Pair.of("Many open files", "open files")
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self._put("open/d/", 0, self.extent.open_files[-1])
@@ -154,32 +175,32 @@ class Growth:
                             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
                             os.pread(file, 1, 0)
 
-                    chart.add("open", count, _us(open_more, count - first))
+                    pair.measure("open", count, mount.pid, open_more, count - first)
                     for file in handles:
                         os.pread(file, 1, 0)
-                    chart.add("read from one of them", count, _us(read, _ASKED))
+                    pair.measure("read from one of them", count, mount.pid, read, _ASKED)
             finally:
                 for file in handles:
                     os.close(file)
         self.room.clean("open/")
-        return chart
+        return pair
 
-    def _sparse(self) -> Chart:
-        chart = Chart("A sparse file", "length in GiB", "µs")
+    def _sparse(self) -> Pair:
+        pair = Pair.of("A sparse file", "length in GiB")
         with self._mount("sparse/") as mount:
             for gib in self.extent.sparse_gib:
                 self.say(f"a sparse file of {gib} GiB")
                 path = mount.path / f"sparse-{gib}"
                 file = os.open(path, os.O_RDWR | os.O_CREAT)
                 try:
-                    self._ask_sparse(chart, file, gib)
+                    self._ask_sparse(pair, mount.pid, file, gib)
                 finally:
                     path.unlink()
                     os.close(file)
         self.room.clean("sparse/")
-        return chart
+        return pair
 
-    def _ask_sparse(self, chart: Chart, file: int, gib: int) -> None:
+    def _ask_sparse(self, pair: Pair, pid: int, file: int, gib: int) -> None:
         os.ftruncate(file, gib << 30)
         block = random.randbytes(_BLOCK_BYTES)
         places = [random.randrange((gib << 30) // _BLOCK_BYTES) * _BLOCK_BYTES for _ in range(_ASKED)]
@@ -192,12 +213,13 @@ class Growth:
             for place in places:
                 os.pread(file, _BLOCK_BYTES, place)
 
-        chart.add("write 4 KiB at random", gib, _us(write, len(places)))
+        pair.measure("write 4 KiB at random", gib, pid, write, len(places))
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-        chart.add("read it back", gib, _us(read, len(places)))
+        pair.measure("read it back", gib, pid, read, len(places))
 
-    def _inodes(self) -> Chart:
-        chart = Chart("Inodes that the mount knows", "known inodes", "")
+    def _inodes(self) -> list[Chart]:
+        pair = Pair.of("Inodes that the mount knows", "known inodes")
+        memory = Chart("Memory of the mount for each inode", "known inodes", "bytes")
         source = self.scratch / "inodes"
         target = replace(self.target, launch=lambda ground: _on_disk(self.target.launch(ground), ground, source))
         self.say(f"making {self.extent.inodes[-1]} files on the local disk")
@@ -206,13 +228,12 @@ class Growth:
             before_bytes, known = usage.resident_bytes(mount.pid), 0
             for count in self.extent.inodes:
                 self.say(f"{count} known inodes")
-                took_us = _us(lambda known=known, count=count: _look(mount.path, known, count), count - known)  # type: ignore[misc]  # bound now
+                pair.measure("learn one", count, mount.pid, partial(_look, mount.path, known, count), count - known)
                 known = count
-                grown = usage.resident_bytes(mount.pid) - before_bytes
-                chart.add("time to learn one, µs", count, took_us)
-                chart.add("memory of each, bytes", count, grown / count)
+                memory.add("memory", count, (usage.resident_bytes(mount.pid) - before_bytes) / count)
+                memory.add("goal", count, GOAL_INODE_BYTES)
         shutil.rmtree(source)
-        return chart
+        return [pair.time, pair.processor, memory]
 
 
 def _on_disk(launch: Launch, ground: Ground, source: Path) -> Launch:

@@ -25,7 +25,8 @@ def cell(result: Result, row: Row, target: str) -> str:
     """Median and spread; or what was seen although it does not count; or a dash."""
     figure = result.figure(row.name, target)
     if figure:
-        return f"{number(figure.median)} ±{figure.spread * 50:.0f}%"
+        spread = f" ±{figure.spread * 50:.0f}%" if len(figure.values) > 1 else ""
+        return number(figure.median) + spread
     seen = [sample.value for sample in result.of(row.name, target) if sample.value is not None]
     return f"({number(seen[0])})" if seen else "–"
 

@@ -46,7 +46,12 @@ class Row:
     unit: str
     more_is_better: bool
     goals: tuple[Goal, ...]
-    long: bool = False  # measured with --long only
+    long: bool = False  # measured with --size long only
+
+    @property
+    def ends_in_fsync(self) -> bool:
+        """True when the clock runs until an fsync has returned."""
+        return self.name.startswith(("write-", "randwrite-", "mix-")) or self.name in ("append-fsync", "sqlite")
 
     def better_by(self, ours: float, theirs: float) -> float:
         """How many times better `ours` is than `theirs`."""

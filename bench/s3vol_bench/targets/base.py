@@ -79,6 +79,7 @@ class Target:
     version_flag: str = "--version"
     prepare: Callable[[Ground], contextlib.AbstractContextManager[None]] | None = None
     needs: tuple[str, ...] = ()  # other programs on PATH
+    fsync_does_nothing: str = ""  # where its source says so; figures that an fsync ends do not count then
     own_format: bool = False  # objects in the bucket are not the files
     ends_on_sigterm: bool = False  # and publishes what is pending; others are unmounted
 
