@@ -42,6 +42,7 @@ _FLAGS = (
     "quick",
     "size",
     "repeats",
+    "time",
     "rows",
     "targets",
     "scratch",
@@ -115,9 +116,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_bench(bench: argparse.ArgumentParser) -> None:
     add = bench.add_argument
     add("source", nargs="?", help="BUCKET or s3://BUCKET/PREFIX; a prefix below it is written and removed")
-    add("--quick", action="store_true", help="a first look in under three minutes: smaller, and three repeats")
+    add("--quick", action="store_true", help="a first look in under three minutes: fewer figures, smaller")
     add("--size", metavar="WORD", help="tiny, quick, normal or long: how much work a figure is (normal)")
-    add("--repeats", metavar="N", help="how often each figure is measured (5, with --quick 3)")
+    add("--repeats", metavar="N", help="how often each figure is measured (5, or fewer where --time is over)")
+    add("--time", metavar="TIME", help="begin no repeat that would not fit into it (11m, with --quick 150s)")
     add("--rows", metavar="NAME,NAME", help="only these figures; * stands for anything")
     add("--targets", metavar="NAME,NAME", help="only these file systems; * stands for anything")
     add(

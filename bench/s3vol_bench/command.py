@@ -32,7 +32,7 @@ from s3vol_bench import compare, growth, page, report, stages
 from s3vol_bench.endpoint import Endpoint, Room
 from s3vol_bench.errors import BenchError
 from s3vol_bench.result import DISK, PLAIN, Contestant, Result, Stage
-from s3vol_bench.rows import BY_NAME, ROWS, Sizes
+from s3vol_bench.rows import BY_NAME, QUICK_ROWS, ROWS, Sizes
 from s3vol_bench.runner import Order, Runner
 from s3vol_bench.targets.base import Target
 from s3vol_bench.targets.filesystems import peers, s3vol
@@ -48,6 +48,7 @@ class Wish:
 
     sizes: Sizes
     repeats: int
+    budget_s: float  # further repeats are left out when they would not fit into it
     rows: Sequence[str]
     targets: Sequence[str]
     mount_options: Sequence[str]
@@ -57,6 +58,8 @@ class Wish:
 
 def chosen_rows(wish: Wish) -> frozenset[str]:
     """The rows that are measured. Raises UsageError for a pattern that names none."""
+    if not wish.rows and wish.sizes.name == "quick":
+        return QUICK_ROWS
     if not wish.rows:
         return frozenset(row.name for row in ROWS if wish.sizes.name == "long" or not row.long)
     return _matching(wish.rows, list(BY_NAME), "row", "`s3vol bench --list` shows them")
@@ -106,13 +109,14 @@ def run(wish: Wish, endpoint: Endpoint, say: Callable[[str], None]) -> Result:
     """Measure and write the report. Raises UsageError before anything is done, S3volError after."""
     check(wish)
     targets, absent, with_plain, with_disk = contestants(wish)
-    order = Order(chosen_rows(wish), wish.sizes, wish.repeats, targets, with_disk, with_plain)
+    order = Order(chosen_rows(wish), wish.sizes, wish.repeats, targets, wish.budget_s, with_disk, with_plain)
     began_s = time.monotonic()
     with _occupied(endpoint, say) as room, _scratch(wish.scratch) as scratch:
         runner = Runner(room, order, scratch, say)
         runner.run()
         costs = _stages(wish, room, scratch, say)
-        about = _about(wish, room, scratch) | {"absent": absent, "seconds": round(time.monotonic() - began_s)}
+        about = _about(wish, room, scratch) | {"repeats": runner.repeats, "absent": absent}
+        about["seconds"] = round(time.monotonic() - began_s)
     entries = [Contestant(one.name, one.label, one.promise.value, one.version(), one.is_ours) for one in targets]
     if with_plain:
         entries.insert(0, Contestant(PLAIN, "the endpoint without a file system", "", "", False))

@@ -100,7 +100,7 @@ def _streams() -> list[Row]:
 ROWS: tuple[Row, ...] = (
     *_streams(),
     _more("randread-4k", "random", "random read 4 KiB, own cache", _PER_S),
-    _more("randread-256k", "random", "random read 256 KiB, own cache", _PER_S),
+    _more("randread-256k", "random", "random read 256 KiB, own cache", _PER_S, long=True),
     _more("randwrite-4k", "random", "random write 4 KiB, then fsync", _PER_S),
     _more("randwrite-256k", "random", "random write 256 KiB, then fsync", _PER_S, long=True),
     _more("mix-4r1w", "random", "4 readers beside 1 writer, 256 KiB", _MB),
@@ -125,14 +125,22 @@ ROWS: tuple[Row, ...] = (
     _less("rename-directory", "small", "a directory of small files renamed", "s"),
     _more("delete-1", "small", "files deleted, 1 thread", _PER_S, _LEVEL, _BACK_LEVEL),
     _more("delete-8", "small", "the same, 8 threads", _PER_S, _LEVEL, _BACK_LEVEL),
-    _less("untar", "programs", "tar -x of a source tree", "s", _AHEAD, _BACK_LEVEL),
-    _less("git", "programs", "git clone and git status", "s", _LEVEL, _BACK_LEVEL),
-    _more("sqlite", "programs", "SQLite transactions, rollback journal", _PER_S),
+    _less("untar", "small", "tar -x of a source tree", "s", _AHEAD, _BACK_LEVEL),
+    _less("git", "small", "git clone and git status", "s", _LEVEL, _BACK_LEVEL),
+    _more("sqlite", "small", "SQLite transactions, rollback journal", _PER_S),
     _less("list", "listing", "ls -lR of many files in 100 directories, cold", "s"),
     _less("mount", "listing", "from the command to a mount that answers", "s"),
 )
 
 BY_NAME = {row.name: row for row in ROWS}
+
+QUICK_ROWS = frozenset(
+    {
+        *("write-1", "read-cold-1", "read-cached", "randread-4k", "append-fsync", "ttfb"),
+        *("create-1", "create-8", "stat-cold", "read-small-cold-1", "rename", "delete-8", "untar"),
+    }
+)
+"""What is measured with --quick: the rows that say most about what programs feel."""
 
 
 @dataclass(frozen=True, slots=True)

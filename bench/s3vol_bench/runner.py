@@ -12,10 +12,12 @@ long, and the call ends with an error.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,6 +48,7 @@ class Order:
     sizes: Sizes
     repeats: int
     targets: Sequence[Target]
+    budget_s: float = math.inf  # a repeat that would not fit is not begun; the first one always is
     with_disk: bool = True
     with_plain: bool = True
 
@@ -59,6 +62,7 @@ class Runner:
     scratch: Path
     say: Callable[[str], None]
     samples: list[Sample] = field(default_factory=list)
+    repeats: int = 0  # that were done
     _mounts: int = 0
 
     def run(self) -> list[Sample]:
@@ -71,10 +75,18 @@ class Runner:
             *(target.name for target in self.order.targets),
             *([DISK] if self.order.with_disk else []),
         ]
-        total, done = self.order.repeats * len(sessions) * len(names), 0
+        turns = sum(min(session.most_repeats, self.order.repeats) for session in sessions)
+        total, done = turns * len(names), 0
+        began_s = time.monotonic()
         self._share(sessions)
         for repeat in range(self.order.repeats):
+            took_s = time.monotonic() - began_s
+            if repeat and took_s * (repeat + 1) / repeat > self.order.budget_s:
+                break
+            self.repeats = repeat + 1
             for session in sessions:
+                if repeat >= session.most_repeats:
+                    continue
                 first = (repeat * 2) % len(names)
                 for name in names[first:] + names[:first]:
                     done += 1

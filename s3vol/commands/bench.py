@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -27,15 +28,17 @@ from s3vol.store.base import Capabilities
 from s3vol.store.edge import first_error
 from s3vol.store.open import open_s3
 from s3vol.store.settings import Source, parse_source, store_settings
+from s3vol.units import parse_duration
 from s3vol_bench import command, compare, report
 from s3vol_bench.endpoint import Endpoint
 from s3vol_bench.errors import BenchError
-from s3vol_bench.rows import NORMAL, QUICK, ROWS, SIZES
+from s3vol_bench.rows import NORMAL, ROWS, SIZES
 
 DONE, FAILED = 0, 1
 _COMPARED = ("close", "fsync", "mode", "write-back", "read-only", "ro")  # each target has its own
 _OWN = ("cache-dir", "log-file")  # each mount of a benchmark gets a fresh one
-_QUICK_REPEATS, _REPEATS = 3, 5
+_REPEATS = 5
+_BUDGET = {"quick": "150s", "normal": "11m"}  # and the tidying up after; --size long takes what it takes
 
 
 def run(args: argparse.Namespace) -> int:
@@ -93,19 +96,29 @@ def _wish(args: argparse.Namespace) -> command.Wish:
     size = args.size or ("quick" if args.quick else NORMAL.name)
     if size not in SIZES:
         raise UsageError(f"--size {size}: must be one of {', '.join(SIZES)}")
-    repeats = args.repeats or str(_QUICK_REPEATS if SIZES[size] is QUICK else _REPEATS)
+    repeats = args.repeats or str(_REPEATS)
     if not repeats.isdecimal() or not 1 <= int(repeats) <= 100:
         raise UsageError(f"--repeats {repeats}: must be a number from 1 to 100")
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
     return command.Wish(
         sizes=SIZES[size],
         repeats=int(repeats),
+        budget_s=_budget_s(args, size),
         rows=_words(args.rows),
         targets=_words(args.targets),
         mount_options=mount_options(args),
         scratch=Path(args.scratch or tempfile.gettempdir()).absolute(),
         out=Path(args.out or f"s3vol-bench-{now}").absolute(),
     )
+
+
+def _budget_s(args: argparse.Namespace, size: str) -> float:
+    """Infinite where repeats were asked for by number, and no time."""
+    text = args.time or ("" if args.repeats else _BUDGET.get(size, ""))
+    try:
+        return parse_duration(text) if text else math.inf
+    except ValueError as error:
+        raise UsageError(f"--time {text}: {error}") from None
 
 
 def _words(text: str | None) -> list[str]:

@@ -27,6 +27,7 @@ def said(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["s3://bucket", "--size", "huge"], "--size huge: must be one of tiny, quick, normal, long"),
         (["s3://bucket", "--repeats", "0"], "--repeats 0: must be a number from 1 to 100"),
         (["s3://bucket", "--repeats", "many"], "--repeats many: must be a number from 1 to 100"),
+        (["s3://bucket", "--time", "long"], "--time long: not a duration"),
         (["s3://bucket", "--rows", "create-9"], "no row 'create-9'; `s3vol bench --list` shows them"),
         (["s3://bucket", "--scratch", "/nowhere"], "scratch directory /nowhere: is not a directory"),
         (["s3://bucket", "--write-back"], "option write-back: is what the benchmark compares"),
