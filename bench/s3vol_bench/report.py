@@ -132,14 +132,14 @@ def terminal(result: Result) -> str:
     """A table that fits a terminal: s3vol's figures and ratios."""
     ours = [one.name for one in _ours(result)]
     lines = [
-        f"{'':24}{'unit':>6}{'limit':>9}{'disk':>9}" + "".join(f"{n[:18]:>19}{'÷lim':>6}{'÷peer':>6}" for n in ours)
+        f"{'':24}{'unit':>6}{'limit':>9}{'disk':>9}" + "".join(f"{n[:16]:>17}{'÷lim':>8}{'÷peer':>8}" for n in ours)
     ]
     for row in result.rows():
         line = f"{row.name:24}{row.unit:>6}{_short(result, row, PLAIN):>9}{_short(result, row, DISK):>9}"
         for name in ours:
             peer = result.best_peer(row, result.contestant(name).promise)
-            line += f"{cell(result, row, name):>19}{number(result.ratio(row, name, PLAIN)):>6}"
-            line += f"{number(result.ratio(row, name, peer) if peer else None):>6}"
+            line += f"{cell(result, row, name):>17}{number(result.ratio(row, name, PLAIN)):>8}"
+            line += f"{number(result.ratio(row, name, peer) if peer else None):>8}"
         lines.append(line)
     return "\n".join(lines)
 
