@@ -3,13 +3,13 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-docker check lint format bench bench-growth bench-docker soak plugin clean
+.PHONY: help demo test test-docker check lint format bench bench-reference bench-growth bench-docker soak plugin clean
 
 ARGS ?=
 BIN := .venv/bin
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## mount a directory as a bucket, write and read through the kernel, show the plain objects
 	@tools/bootstrap run
@@ -40,6 +40,10 @@ format: ## rewrite the code in the house style
 bench: ## the benchmark suite on a MinIO of its own, beside the peers; ARGS=--quick for a first look
 	@tools/bootstrap bench
 	@tools/with-tools $(BIN)/python -m bench.run $(ARGS)
+
+bench-reference: ## all of it, kept in bench/results by date and machine: at most 12 minutes, on a quiet machine
+	@tools/bootstrap bench
+	@tools/with-tools $(BIN)/python -m bench.run --reference $(ARGS)
 
 bench-growth: ## cost as work grows: long directories, many open files, sparse files, many inodes
 	@tools/bootstrap bench

@@ -25,7 +25,7 @@ from s3vol_bench.endpoint import Room
 from s3vol_bench.errors import PromiseBroken
 
 PATTERN_BYTES = 512  # fio keeps no longer pattern
-SETTLE_S = 60.0
+SETTLE_S = 120.0
 LATE_S = 5.0  # for what should have been there at once: what comes next builds on it
 _PIECE_BYTES = 1 << 20
 _PIECES = 4
