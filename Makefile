@@ -15,7 +15,7 @@ demo: ## mount a directory as a bucket, write and read through the kernel, show 
 	@tools/bootstrap run
 	@tools/demo
 
-test: ## the whole suite: unit, real MinIO, kernel mounts, public POSIX suites, real dockerds
+test: ## the whole suite: unit, real MinIO, real IPFS daemons, kernel mounts, public POSIX suites, real dockerds
 	@tools/bootstrap test
 	@tools/suite $(ARGS)
 
@@ -24,7 +24,7 @@ test-docker: ## of these, the volume driver on real dockerds, alone and as a swa
 	@tools/test -m "docker and not soak" --durations=15 $(ARGS)
 
 check: lint ## lint, types, layers, docs and the tests that need neither a server nor the kernel
-	@tools/test -m "not soak and not minio and not kernel and not docker" -q $(ARGS)
+	@tools/test -m "not soak and not minio and not kernel and not docker and not ipfs" -q $(ARGS)
 
 lint: ## formatting, ruff, mypy: what pre-commit runs
 	@tools/bootstrap dev

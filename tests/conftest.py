@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
+from tests.support import netns
 from tests.support.minio import Minio, MinioMissing, required
 
 # No test may find this machine's own AWS configuration, nor ask the metadata service of a cloud.
@@ -21,6 +22,12 @@ os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
 # How long an example takes depends on what else the machine does; a hang is pytest-timeout's business.
 hypothesis.settings.register_profile("s3vol", deadline=None)
 hypothesis.settings.load_profile("s3vol")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Daemons of IPFS talk to whom they can: before the first thread there is, this process leaves the network."""
+    if any(item.get_closest_marker("ipfs") for item in session.items) and not session.config.option.collectonly:
+        netns.isolate()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,383 @@
+"""Real Kubo and IPFS-Cluster daemons for tests: N pairs on a private network, started, killed, cut off and rejoined.
+
+Theory of operation. A `Node` is one Kubo and one Cluster peer in a folder of their own; a `Swarm` is N nodes that know
+each other's addresses and share a swarm key, so that no order of starting matters. Everything is in network namespaces
+(netns.py): the test process moves into one that has only `lo` before the first test. Two ways to place nodes there:
+
+* beside the test process, each on a loopback address of its own: the test reaches every API with ordinary clients, so
+  stores and clients are tested inside the test process;
+* `apart`, each on a machine of its own: APIs that have to be protected are on the machine's own loopback, as on real
+  hosts, and `s3vol mount` is started there by the prefix `enter`, in a process of its own. The test process reaches
+  what real nodes show each other (Cluster's REST), and Kubo by `Node.rpc`, which enters the machine for one request.
+
+Settings are those that docs ask of users: leveldb for Cluster (its default loses acknowledged pins on kill -9), CRDT
+consensus (raft brings nothing and stops in the minority half), flatfs with `sync`, no proxy and no pinning service API,
+passwords on REST, no `--enable-gc`. What is shortened is time: metrics, pings and rebroadcasts come every few seconds,
+so that a start takes two seconds.
+
+Daemons end with the test process, however it ends (setpriv --pdeathsig), and are killed by their own process ids.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import itertools
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+from tests.support import ipfs_binaries
+from tests.support.minio import wait_for
+from tests.support.netns import Machine, cut
+
+T = TypeVar("T")
+
+USER = "s3vol"
+PASSWORD = "s3vol-test-secret"
+
+RPC_PORT = 5001
+SWARM_PORT = 4001
+CLUSTER_PORT = 9096
+REST_PORT = 9094
+
+START_S = 60.0  # a healthy start of three nodes takes 2 s; this is for a machine under load
+END_S = 20.0
+_CALL_S = 30.0
+_METRICS = ("ping", "freespace", "tag:group")  # without one of these a peer gets no pin
+_subnets = itertools.count(1)
+
+
+class Daemon:
+    """One program: started, stopped, killed. What it printed is in `log`."""
+
+    def __init__(self, command: list[str], environment: Mapping[str, str], log: Path) -> None:
+        self._command = command
+        self._environment = dict(environment)
+        self.log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The running daemon's process id."""
+        assert self._process is not None, f"{self._command[-2:]} is not running"
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """True between start and end. Raises when the daemon ended by itself."""
+        if self._process is None:
+            return False
+        status = self._process.poll()
+        assert status is None, f"{self._command} ended with {status}: {self.log.read_text(errors='replace')[-2000:]}"
+        return True
+
+    def start(self) -> None:
+        """Start the process; does not wait until it serves."""
+        assert self._process is None, f"{self._command[-2:]} is running already"
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment
+            )
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end. Nothing when it is not running."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """SIGTERM, and wait for the end."""
+        self._end(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(number)
+        try:
+            process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(END_S)
+
+
+class Node:
+    """A Kubo and its Cluster peer. `machine` is None beside the test process."""
+
+    def __init__(self, number: int, folder: Path, address: str, machine: Machine | None) -> None:
+        self.number = number
+        self.folder = folder
+        self.address = address
+        self.machine = machine
+        self.enter: list[str] = machine.enter if machine else []
+        """The beginning of a command that runs where this node is."""
+        # On a machine of its own Kubo's RPC is on that machine's loopback: nothing else reaches it.
+        self.rpc_host = "127.0.0.1" if machine else address
+        self.peer_id = ""
+        """Of the Cluster peer."""
+        self.kubo_id = ""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("IPFS_", "CLUSTER_"))}
+        self._environment = {
+            **kept,
+            "HOME": str(folder),
+            "IPFS_PATH": str(folder / "kubo"),
+            "IPFS_CLUSTER_PATH": str(folder / "cluster"),
+            "IPFS_TELEMETRY": "off",
+            "LIBP2P_FORCE_PNET": "1",  # without a swarm key a daemon refuses to start
+            "GOLOG_LOG_LEVEL": "error",
+        }
+        self.kubo = self._daemon(ipfs_binaries.KUBO, "kubo.log")
+        self.cluster = self._daemon(ipfs_binaries.CLUSTER, "cluster.log")
+
+    def _daemon(self, program: ipfs_binaries.Program, log: str) -> Daemon:
+        bound_to_us = ["setpriv", "--pdeathsig", "KILL", "--"]
+        command = [*self.enter, *bound_to_us, ipfs_binaries.ensure(program), "daemon"]
+        return Daemon(command, self._environment, self.folder / log)
+
+    @property
+    def kubo_url(self) -> str:
+        """Kubo's RPC, as a program on this node's machine names it."""
+        return f"http://{self.rpc_host}:{RPC_PORT}"
+
+    @property
+    def cluster_url(self) -> str:
+        """Cluster's REST, as any node names it; without credentials."""
+        return f"http://{self.address}:{REST_PORT}"
+
+    def initialise(self, swarm_key: str, secret: str) -> list[subprocess.Popen[bytes]]:
+        """Begin to make both repositories; returns the processes that do it (Cluster's sleeps for a second)."""
+        repository = self.folder / "kubo"
+        repository.mkdir(parents=True)
+        (repository / "swarm.key").write_text(f"/key/swarm/psk/1.0.0/\n/base16/\n{swarm_key}\n")
+        environment = {**self._environment, "CLUSTER_SECRET": secret}
+        kubo, cluster = ipfs_binaries.ensure(ipfs_binaries.KUBO), ipfs_binaries.ensure(ipfs_binaries.CLUSTER)
+        commands = (
+            [kubo, "init", "--profile=test,unixfs-v1-2025"],
+            [cluster, "init", "--consensus", "crdt", "--datastore", "leveldb"],
+        )
+        with (self.folder / "init.log").open("ab") as log:
+            return [subprocess.Popen(words, stdout=log, stderr=log, env=environment) for words in commands]
+
+    def read_identity(self) -> None:
+        """Take the ids that `initialise` has made."""
+        self.kubo_id = _load(self.folder / "kubo/config")["Identity"]["PeerID"]
+        self.peer_id = _load(self.folder / "cluster/identity.json")["id"]
+
+    def configure(self, others: list[Node], *, disable_repinning: bool) -> None:
+        """Write both configurations: addresses, the other nodes', and what is said at the top of this file."""
+        path = self.folder / "kubo/config"
+        path.write_text(json.dumps(_kubo_config(_load(path), self, others)))
+        path = self.folder / "cluster/service.json"
+        path.write_text(json.dumps(_cluster_config(_load(path), self, others, disable_repinning)))
+
+    def start(self) -> None:
+        """Start what is not running; `Swarm.await_ready` waits."""
+        for daemon in (self.kubo, self.cluster):
+            if not daemon.running:
+                daemon.start()
+
+    def kill(self) -> None:
+        """SIGKILL for both: the crash of the daemons. What they wrote stays."""
+        self.kubo.kill()
+        self.cluster.kill()
+
+    def stop(self) -> None:
+        """SIGTERM for both."""
+        self.cluster.stop()
+        self.kubo.stop()
+
+    def _call(self, work: Callable[[], T]) -> T:
+        return self.machine.call(work) if self.machine else work()
+
+    def rpc(self, command: str, *words: str, **options: str) -> bytes:
+        """One request to Kubo: `rpc("block/stat", cid, offline="true")`. Raises ApiError, OSError."""
+        query = urlencode([*(("arg", word) for word in words), *options.items()])
+        return self._call(lambda: _request(self.rpc_host, RPC_PORT, "POST", f"/api/v0/{command}?{query}"))
+
+    def add_block(self, body: bytes) -> str:
+        """Store a raw block, unpinned; returns its CID."""
+        cid: str = json.loads(
+            self._call(lambda: _request(self.rpc_host, RPC_PORT, "POST", "/api/v0/block/put", file=body))
+        )["Key"]
+        return cid
+
+    def rest(self, method: str, path: str, *, login: str = f"{USER}:{PASSWORD}") -> list[Any]:
+        """One request to Cluster; the values of its answer, one a line. Raises ApiError, OSError."""
+        body = self._call(lambda: _request(self.address, REST_PORT, method, path, login=login))
+        return [json.loads(line) for line in body.decode().splitlines()]
+
+    def pinned(self, cid: str) -> int:
+        """How many peers say that they hold this pin."""
+        (info,) = self.rest("GET", f"/pins/{cid}")
+        return sum(peer["status"] == "pinned" for peer in info["peer_map"].values())
+
+    def is_ready(self, others: list[Node]) -> bool:
+        """True when both daemons answer, know all of `others`, and may be given pins."""
+        if not (self.kubo.running and self.cluster.running):
+            return False
+        try:
+            known = {peer["Peer"] for peer in json.loads(self.rpc("swarm/peers"))["Peers"] or ()}
+            alive = {
+                peer["id"] for peer in self.rest("GET", "/peers") if not peer["error"] and not peer["ipfs"]["error"]
+            }
+            measured = [{row["peer"] for row in self._metric(name)} for name in _METRICS]
+        except (OSError, http.client.HTTPException, ApiError):
+            return False
+        peers = {self.peer_id, *(node.peer_id for node in others)}
+        return known >= {node.kubo_id for node in others} and alive >= peers and all(m >= peers for m in measured)
+
+    def _metric(self, name: str) -> list[Any]:
+        (rows,) = self.rest("GET", f"/monitor/metrics/{name}")
+        return [row for row in rows or () if row["valid"]]
+
+
+class ApiError(Exception):
+    """A daemon answered, and not with 2xx."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(f"{status}: {body.decode(errors='replace')[:500]}")
+        self.status = status
+
+
+def _request(host: str, port: int, method: str, path: str, *, login: str = "", file: bytes | None = None) -> bytes:
+    headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"} if login else {}
+    body = None
+    if file is not None:
+        headers["Content-Type"] = "multipart/form-data; boundary=-"
+        body = b'---\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n' + file + b"\r\n-----\r\n"
+    connection = http.client.HTTPConnection(host, port, timeout=_CALL_S)
+    try:
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        said = answer.read()
+    finally:
+        connection.close()
+    if not 200 <= answer.status < 300:
+        raise ApiError(answer.status, said)
+    return said
+
+
+def _load(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text())
+    return values
+
+
+def _tcp(host: str, port: int) -> str:
+    return f"/ip4/{host}/tcp/{port}"
+
+
+def _kubo_config(config: dict[str, Any], node: Node, others: list[Node]) -> dict[str, Any]:
+    config["Addresses"].update(API=_tcp(node.rpc_host, RPC_PORT), Gateway=[], Swarm=[_tcp(node.address, SWARM_PORT)])
+    config["Routing"] = {"Type": "none"}
+    config["Provide"] = {"Enabled": False}
+    # a private network is TCP only
+    config["Swarm"]["Transports"]["Network"] = dict.fromkeys(
+        ("QUIC", "WebTransport", "WebRTCDirect", "Websocket"), False
+    )
+    config["Peering"] = {"Peers": [{"ID": o.kubo_id, "Addrs": [_tcp(o.address, SWARM_PORT)]} for o in others]}
+    config["Datastore"]["Spec"]["mounts"][0]["sync"] = True
+    return config
+
+
+def _cluster_config(config: dict[str, Any], node: Node, others: list[Node], disable_repinning: bool) -> dict[str, Any]:
+    config["cluster"].update(
+        peername=f"node{node.number}",
+        listen_multiaddress=[_tcp(node.address, CLUSTER_PORT)],
+        mdns_interval="0s",
+        monitor_ping_interval="1s",
+        disable_repinning=disable_repinning,
+        peer_addresses=[f"{_tcp(o.address, CLUSTER_PORT)}/p2p/{o.peer_id}" for o in others],
+    )
+    config["consensus"]["crdt"].update(trusted_peers=["*"], rebroadcast_interval="5s")
+    config["ipfs_connector"]["ipfshttp"].update(
+        node_multiaddress=_tcp(node.rpc_host, RPC_PORT), connect_swarms_delay="1s"
+    )
+    restapi = config["api"]["restapi"]
+    restapi.update(http_listen_multiaddress=_tcp(node.address, REST_PORT), basic_auth_credentials={USER: PASSWORD})
+    config["api"] = {"restapi": restapi}
+    for informer in ("disk", "tags"):
+        config["informer"][informer]["metric_ttl"] = "4s"
+    return config
+
+
+class Swarm:
+    """N nodes. `with Swarm(3) as swarm` starts them, waits until they know each other, and ends and removes all."""
+
+    def __init__(self, count: int, *, apart: bool = False, disable_repinning: bool = True) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="s3vol-ipfs-"))
+        self._disable_repinning = disable_repinning
+        subnet = next(_subnets)
+        self.nodes: list[Node] = []
+        for number in range(count):
+            machine = Machine() if apart else None
+            address = machine.address if machine else f"127.0.{subnet}.{number + 1}"
+            folder = self.folder / f"node{number}"
+            folder.mkdir()
+            self.nodes.append(Node(number, folder, address, machine))
+
+    def _others(self, node: Node) -> list[Node]:
+        return [other for other in self.nodes if other is not node]
+
+    def start(self) -> Swarm:
+        """Make the repositories and start everything; returns when all nodes are ready."""
+        try:
+            self._initialise()
+            for node in self.nodes:
+                node.start()
+            self.await_ready()
+        except BaseException:
+            self.remove()
+            raise
+        return self
+
+    def _initialise(self) -> None:
+        swarm_key, secret = secrets.token_hex(32), secrets.token_hex(32)
+        making = [process for node in self.nodes for process in node.initialise(swarm_key, secret)]
+        failed = [process.args for process in making if process.wait(START_S) != 0]
+        assert not failed, f"{failed}: see init.log in {self.folder}"
+        for node in self.nodes:
+            node.read_identity()
+        for node in self.nodes:
+            node.configure(self._others(node), disable_repinning=self._disable_repinning)
+
+    def await_ready(self) -> None:
+        """Return when every running node knows all other running ones and may be given pins."""
+        running = [node for node in self.nodes if node.kubo.running and node.cluster.running]
+        for node in running:
+            others = [other for other in running if other is not node]
+            wait_for(partial(node.is_ready, others), START_S, f"node{node.number} to know the others")
+
+    @contextlib.contextmanager
+    def cut(self, *groups: list[int]) -> Iterator[None]:
+        """Within this block nodes of one group reach no node of another. Only with `apart`."""
+        machines = [[self._machine(number) for number in group] for group in groups]
+        with cut(*machines):
+            yield
+
+    def _machine(self, number: int) -> Machine:
+        machine = self.nodes[number].machine
+        assert machine is not None, "only nodes with machines of their own can be cut off"
+        return machine
+
+    def remove(self) -> None:
+        """Kill everything and delete the folders."""
+        for node in self.nodes:
+            node.kill()
+            if node.machine:
+                node.machine.close()
+        shutil.rmtree(self.folder)
+
+    def __enter__(self) -> Swarm:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
