@@ -294,6 +294,7 @@ def _cluster_config(config: dict[str, Any], node: Node, others: list[Node], disa
         listen_multiaddress=[_tcp(node.address, CLUSTER_PORT)],
         mdns_interval="0s",
         monitor_ping_interval="1s",
+        pubsub={**config["cluster"]["pubsub"], "heartbeat_interval": "1s"},  # else peers may be deaf for the first 10 s
         disable_repinning=disable_repinning,
         peer_addresses=[f"{_tcp(o.address, CLUSTER_PORT)}/p2p/{o.peer_id}" for o in others],
     )

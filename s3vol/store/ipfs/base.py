@@ -109,8 +109,10 @@ class Blocks(Protocol):
     async def info(self, *, timeout_s: float) -> KuboInfo:
         """Peer id, version and, as far as the daemon tells, settings.
 
-        Keys: `sync` ("true" when the blocks' flatfs fsyncs), `storage_max`, `gc_period`, `api_authorizations` ("true"
-        when any are set), `swarm_key` ("true" on a private network), `routing`.
+        Keys: `datastore` (type of the blocks' store), `sync` ("true" when it is a flatfs that fsyncs, "" when it is
+        none), `storage_max`, `gc_period`, `api_authorizations` ("true" when any are set), `routing`, `api` and
+        `gateway` (addresses, with commas). A daemon does not tell whether it has a swarm key, nor whether it collects
+        by itself.
         """
         ...
 
