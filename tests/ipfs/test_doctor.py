@@ -38,13 +38,13 @@ async def test_the_daemons_of_the_tests_are_as_docs_ask(swarm: Swarm) -> None:
 async def test_the_kubo_of_another_node_and_a_pin_without_copies_are_found(swarm: Swarm) -> None:
     cluster = ClusterPeer(swarm.nodes[0].cluster_url, login=(USER, PASSWORD))
     missing = raw_cid(b"nobody has this")
-    await cluster.pin(missing, PinOptions("s3vol/doctor/root/w/1"), timeout_s=30.0)
+    await cluster.pin(missing, PinOptions("s3vol/doctor/commit/w/1"), timeout_s=30.0)
     try:
         facts = await look(swarm, "doctor", kubo=1)
     finally:
         await cluster.unpin(missing, timeout_s=30.0)
         await cluster.aclose()
     problems, _ = judge(facts)
-    assert facts.under_replicated == ["s3vol/doctor/root/w/1"]
+    assert facts.under_replicated == ["s3vol/doctor/commit/w/1"]
     assert any("pins on another Kubo" in line for line in problems)
     assert any("1 pins have fewer copies" in line for line in problems)
