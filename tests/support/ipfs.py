@@ -201,18 +201,18 @@ class Node:
     def rpc(self, command: str, *words: str, **options: str) -> bytes:
         """One request to Kubo: `rpc("block/stat", cid, offline="true")`. Raises ApiError, OSError."""
         query = urlencode([*(("arg", word) for word in words), *options.items()])
-        return self._call(lambda: _request(self.rpc_host, RPC_PORT, "POST", f"/api/v0/{command}?{query}"))
+        return self._call(lambda: request(self.rpc_host, RPC_PORT, "POST", f"/api/v0/{command}?{query}"))
 
     def add_block(self, body: bytes) -> str:
         """Store a raw block, unpinned; returns its CID."""
         cid: str = json.loads(
-            self._call(lambda: _request(self.rpc_host, RPC_PORT, "POST", "/api/v0/block/put", file=body))
+            self._call(lambda: request(self.rpc_host, RPC_PORT, "POST", "/api/v0/block/put", file=body))
         )["Key"]
         return cid
 
     def rest(self, method: str, path: str, *, login: str = f"{USER}:{PASSWORD}") -> list[Any]:
         """One request to Cluster; the values of its answer, one a line. Raises ApiError, OSError."""
-        body = self._call(lambda: _request(self.address, REST_PORT, method, path, login=login))
+        body = self._call(lambda: request(self.address, REST_PORT, method, path, login=login))
         return [json.loads(line) for line in body.decode().splitlines()]
 
     def pinned(self, cid: str) -> int:
@@ -248,7 +248,8 @@ class ApiError(Exception):
         self.status = status
 
 
-def _request(host: str, port: int, method: str, path: str, *, login: str = "", file: bytes | None = None) -> bytes:
+def request(host: str, port: int, method: str, path: str, *, login: str = "", file: bytes | None = None) -> bytes:
+    """One HTTP request; the body of the answer. Raises ApiError, OSError."""
     headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"} if login else {}
     body = None
     if file is not None:
