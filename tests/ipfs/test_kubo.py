@@ -76,6 +76,13 @@ async def test_requests_for_blocks_that_never_come_keep_no_other_waiting(kubo: K
         await kubo.unpin(body.cid, timeout_s=WAIT_S)
 
 
+async def test_a_call_that_waits_can_be_cancelled(kubo: Kubo) -> None:
+    with trio.move_on_after(0.05) as scope:
+        await kubo.get(raw_cid(b"nowhere"), timeout_s=5.0)
+    assert scope.cancelled_caught
+    await kubo.stat(timeout_s=WAIT_S)
+
+
 async def test_an_archive_of_one_request_may_hold_a_whole_segment(kubo: Kubo) -> None:
     seed = os.urandom(1 << 20)
     leaves = [raw(bytes([number]) + seed[1:]) for number in range(64)]
