@@ -113,15 +113,15 @@ class Daemon:
 class Node:
     """A Kubo and its Cluster peer. `machine` is None beside the test process."""
 
-    def __init__(self, number: int, folder: Path, address: str, machine: Machine | None) -> None:
+    def __init__(self, number: int, folder: Path, address: str, machine: Machine | None, *, open_rpc: bool) -> None:
         self.number = number
         self.folder = folder
         self.address = address
         self.machine = machine
         self.enter: list[str] = machine.enter if machine else []
         """The beginning of a command that runs where this node is."""
-        # On a machine of its own Kubo's RPC is on that machine's loopback: nothing else reaches it.
-        self.rpc_host = "127.0.0.1" if machine else address
+        # On a machine of its own Kubo's RPC is on that machine's loopback, where nothing else reaches it.
+        self.rpc_host = "127.0.0.1" if machine and not open_rpc else address
         self.peer_id = ""
         """Of the Cluster peer."""
         self.kubo_id = ""
@@ -314,7 +314,10 @@ def _cluster_config(config: dict[str, Any], node: Node, others: list[Node], disa
 class Swarm:
     """N nodes. `with Swarm(3) as swarm` starts them, waits until they know each other, and ends and removes all."""
 
-    def __init__(self, count: int, *, apart: bool = False, disable_repinning: bool = True) -> None:
+    def __init__(
+        self, count: int, *, apart: bool = False, open_rpc: bool = False, disable_repinning: bool = True
+    ) -> None:
+        """`open_rpc`: nodes that are apart show Kubo's RPC to the test process, and to each other."""
         self.folder = Path(tempfile.mkdtemp(prefix="s3vol-ipfs-"))
         self._disable_repinning = disable_repinning
         subnet = next(_subnets)
@@ -324,7 +327,7 @@ class Swarm:
             address = machine.address if machine else f"127.0.{subnet}.{number + 1}"
             folder = self.folder / f"node{number}"
             folder.mkdir()
-            self.nodes.append(Node(number, folder, address, machine))
+            self.nodes.append(Node(number, folder, address, machine, open_rpc=open_rpc))
 
     def _others(self, node: Node) -> list[Node]:
         return [other for other in self.nodes if other is not node]
