@@ -62,6 +62,7 @@ class Capabilities:
     copy_part: bool = True
     list_metadata: bool = True
     etag_is_md5: bool = True
+    conditions_span_nodes: bool = True  # else they hold among the users of one mount, and conflicts are merged
     hides_children: bool = False  # object `a` makes `a/...` vanish from listings (MinIO)
     versions: bool = False
     watch: bool = False

@@ -12,6 +12,8 @@ import pytest
 from s3vol.store.base import Store
 from s3vol.store.fault import FaultStore
 from s3vol.store.file import FILE_CAPABILITIES, FileStore
+from s3vol.store.ipfs.opening import VolumeSettings, open_volume
+from s3vol.store.ipfs.store import IPFS_CAPABILITIES
 from s3vol.store.limit import LimitStore
 from s3vol.store.memory import MEMORY_CAPABILITIES, MemoryBucket, MemoryStore
 from s3vol.store.retry import RetryStore
@@ -20,6 +22,7 @@ from s3vol.store.s3_client import connect
 from s3vol.store.settings import Source
 from s3vol.store.trace import TraceStore
 from s3vol.types import KIB, Health
+from tests.support.ipfs_memory import MemoryBlocks, MemoryCluster, Network
 from tests.support.minio import Minio
 from tests.support.s3 import MINIO_CAPABILITIES, settings_for
 
@@ -112,6 +115,22 @@ async def decorated(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIter
         yield open_decorated
 
 
+@asynccontextmanager
+async def ipfs(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[OpenAt]:
+    """A volume in IPFS, on a node whose daemons are in memory."""
+    network = Network()
+    node = network.nodes[0]
+    settings = VolumeSettings("volume", tmp_path / "state")
+    opened = await open_volume(MemoryBlocks(network, node), MemoryCluster(network, node), settings, health=Health())
+    capabilities = replace(IPFS_CAPABILITIES, min_part_bytes=PART_BYTES)
+
+    async def open_at(prefix: str) -> Store:
+        return opened.view(prefix, capabilities=capabilities)
+
+    yield open_at
+    await opened.aclose()
+
+
 BACKENDS: dict[str, Backend] = {
     "memory": memory,
     "memory-poor": memory_poor,
@@ -119,6 +138,7 @@ BACKENDS: dict[str, Backend] = {
     "file": file,
     "file-sidecar": file_sidecar,
     "s3": s3,
+    "ipfs": ipfs,
 }
 
 MARKS: dict[str, list[pytest.MarkDecorator]] = {"s3": [pytest.mark.minio]}

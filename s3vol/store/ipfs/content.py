@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -107,13 +107,13 @@ def row_links(body: bytes) -> list[Cid]:
     return [known(link.cid_bytes) for link in links]
 
 
-def decode_row(cid: Cid, bodies: Mapping[Cid, bytes]) -> list[Piece]:
+def decode_row(cid: Cid, body_of: Callable[[Cid], bytes]) -> list[Piece]:
     """The pieces of a long row whose nodes are at hand. Raises Corrupt."""
-    plain = decode(bodies[cid])
-    links = row_links(bodies[cid])
+    body = body_of(cid)
+    links = row_links(body)
     if links:
-        return [piece for link in links for piece in decode_row(link, bodies)]
-    packed = plain.get("pieces")
+        return [piece for link in links for piece in decode_row(link, body_of)]
+    packed = decode(body).get("pieces")
     if not isinstance(packed, bytes) or len(packed) > LIST_PIECES * PIECE_BYTES:
-        raise Corrupt(f"a block of {len(bodies[cid])} bytes is no row of pieces")
+        raise Corrupt(f"a block of {len(body)} bytes is no row of pieces")
     return unpack(packed)

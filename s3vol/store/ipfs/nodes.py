@@ -129,6 +129,10 @@ class Nodes:
             items += parse(self._bodies[block])[1]
         return Node(level, [key for key, _ in items], [value for _, value in items])
 
+    def parts(self, cid: Cid) -> list[Cid]:
+        """The further blocks of a row that is too long for one."""
+        return parse(self._bodies[cid])[2]
+
     def below(self, cid: Cid) -> list[Cid]:
         """What a block links: the other blocks of its row, children, rows of pieces."""
         return below(self._bodies[cid])

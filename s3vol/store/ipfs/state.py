@@ -70,10 +70,10 @@ def nothing(nodes: Nodes) -> State:
     return State(nodes.empty, MappingProxyType({}))
 
 
-def edit(nodes: Nodes, state: State, writer: str, edits: Mapping[str, Entries]) -> State:
-    """The state after changes of one writer, all under the number `state.latest + 1`."""
-    number = state.latest + 1
-    return State(tree.apply(nodes, state.tree, edits), MappingProxyType({**state.clock, writer: number}))
+def edit(nodes: Nodes, state: State, dot: Dot, edits: Mapping[str, Entries]) -> State:
+    """The state after changes under one dot, whose number is greater than `state.latest`."""
+    clock = MappingProxyType({**state.clock, dot.writer: dot.number})
+    return State(tree.apply(nodes, state.tree, edits), clock)
 
 
 def join(nodes: Nodes, one: State, two: State) -> State:

@@ -21,7 +21,7 @@ from itertools import pairwise
 from s3vol.errors import Corrupt
 from s3vol.store.ipfs.cid import Cid
 from s3vol.store.ipfs.entry import Entries
-from s3vol.store.ipfs.nodes import Item, Node, Nodes, Value, ends_row
+from s3vol.store.ipfs.nodes import Item, Node, Nodes, Value, ends_row, reach
 
 _LEVELS_MAX = 64  # 32 ** 64 keys: only a damaged tree is higher
 
@@ -167,6 +167,24 @@ def differing(nodes: Nodes, one: Cid, two: Cid) -> dict[str, tuple[Entries, Entr
         if entries != others:
             found[key] = (entries, others)
     return found | {key: ((), entries) for key, entries in theirs.items()}
+
+
+def fresh(nodes: Nodes, old: Cid, new: Cid) -> list[Cid]:
+    """The blocks that the new tree has and the old one has not, rows of pieces included."""
+    found: list[Cid] = []
+    left, right = {new}, {old}
+    for level in range(_levels(nodes, old, new), -1, -1):
+        left, right = left - right, right - left
+        found += (cid for cid in left if nodes.get(cid).level == level)
+        if level:
+            left, right = _children(nodes, left, level), _children(nodes, right, level)
+    rows = _long_rows(nodes, left) - _long_rows(nodes, right)
+    parts = (part for cid in found for part in nodes.parts(cid))
+    return list(dict.fromkeys([*found, *parts, *(cid for row in rows for cid in reach(nodes, row))]))
+
+
+def _long_rows(nodes: Nodes, leaves: set[Cid]) -> set[Cid]:
+    return {Cid(entry.pieces) for entries in _entries(nodes, leaves).values() for entry in entries if entry.listed}
 
 
 def _levels(nodes: Nodes, one: Cid, two: Cid) -> int:

@@ -44,7 +44,7 @@ class Replica:
             self.replaced.add(shown.etag)
         made = None if content is None else entry("" if name.endswith("/") else content)
         dot = Dot(self.state.latest + 1, self.name)
-        self.state = states.edit(self.nodes, self.state, self.name, view.edits({name: made}, dot))
+        self.state = states.edit(self.nodes, self.state, dot, view.edits({name: made}, dot))
 
     def merge(self, other: Replica) -> None:
         self.state = states.join(self.nodes, self.state, other.state)

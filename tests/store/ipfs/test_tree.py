@@ -57,6 +57,16 @@ def test_differing_is_what_two_maps_differ_in(one: dict[str, int], two: dict[str
     assert tree.differing(nodes, first, second) == expected
 
 
+@given(CHANGES, CHANGES)
+def test_what_is_fresh_and_the_old_tree_are_the_new_tree(one: dict[str, int], two: dict[str, int]) -> None:
+    nodes = Nodes()
+    old = tree.apply(nodes, nodes.empty, edits_of(one))
+    new = tree.apply(nodes, old, edits_of(two))
+    fresh = set(tree.fresh(nodes, old, new))
+    assert set(reach(nodes, new)) == fresh | (set(reach(nodes, old)) & set(reach(nodes, new)))
+    assert not fresh & set(reach(nodes, old))
+
+
 @given(CHANGES, st.integers(0, 400))
 def test_a_scan_begins_where_it_is_told(changes: dict[str, int], start: int) -> None:
     nodes = Nodes()

@@ -1,0 +1,219 @@
+"""Collection: what nobody needs goes, and nothing else, while all go on writing."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from s3vol.errors import NotFound, PreconditionFailed
+from s3vol.store.ipfs.collect import Collector, Outcome
+from s3vol.store.ipfs.opening import OpenVolume
+from tests.store.ipfs.rig import Swarm, crash, everything, text_of, write
+
+RETENTION_S = 100
+
+
+@pytest.fixture
+def swarm(tmp_path: Path) -> Swarm:
+    return Swarm(tmp_path)
+
+
+class Clock:
+    """Time that tests move."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def volumes(swarm: Swarm) -> AsyncIterator[list[OpenVolume]]:
+    async with swarm.opened() as opened:
+        yield opened
+
+
+async def collect(volume: OpenVolume, clock: Clock) -> Outcome:
+    return await Collector(volume, retention_s=RETENTION_S, now_s=clock).collect()
+
+
+async def exchange(*volumes: OpenVolume) -> None:
+    """Let all see and publish what the others published."""
+    for volume in (*volumes, *volumes):
+        await volume.parts.refresher.refresh()
+        await volume.view().sync()
+
+
+def bytes_on(swarm: Swarm, number: int) -> int:
+    return sum(map(len, swarm.network.nodes[number].blocks.values()))
+
+
+async def test_a_removed_file_goes_after_the_retention_once_all_have_seen_it(
+    swarm: Swarm, volumes: list[OpenVolume], clock: Clock
+) -> None:
+    one, two = volumes
+    await one.view().put("big", b"x" * (5 << 20), metadata={})
+    await write(one.view(), "small", "kept")
+    await exchange(one, two)
+    await one.view().delete("big")
+    assert (await collect(one, clock)).condemned == 1
+    clock.now_s += RETENTION_S + 1
+    outcome = await collect(one, clock)
+    assert (outcome.removed, outcome.waits_for) == (0, (two.parts.volume.writer,))
+    await exchange(one, two)
+    assert (await collect(one, clock)).removed == 1
+    assert bytes_on(swarm, 0) < 100_000
+    assert await text_of(two.view(), "small") == "kept"
+
+
+async def test_nothing_goes_before_the_retention_has_passed(volumes: list[OpenVolume], clock: Clock) -> None:
+    one, two = volumes
+    await write(one.view(), "f", "x")
+    await exchange(one, two)
+    await one.view().delete("f")
+    await collect(one, clock)
+    await exchange(one, two)
+    clock.now_s += RETENTION_S - 1
+    assert (await collect(one, clock)).removed == 0
+
+
+async def test_a_copy_on_another_node_keeps_its_blocks(swarm: Swarm, volumes: list[OpenVolume], clock: Clock) -> None:
+    one, two = volumes
+    etag = await write(one.view(), "f", "copied")
+    await exchange(one, two)
+    await two.view().head("f")
+    await two.view().copy("f", "copy", if_match=etag, metadata={})
+    await one.view().delete("f")
+    await collect(one, clock)
+    clock.now_s += RETENTION_S + 1
+    await exchange(one, two)
+    await collect(one, clock)
+    for node in swarm.network.nodes:
+        swarm.network.collect(node)
+    assert await everything(one.view()) == {"copy": "copied"}
+
+
+async def test_an_upload_keeps_the_blocks_that_it_took_from_a_file(
+    swarm: Swarm, volumes: list[OpenVolume], clock: Clock
+) -> None:
+    one, two = volumes
+    etag = await write(one.view(), "f", "copied")
+    await exchange(one, two)
+    await two.view().head("f")
+    upload = await two.view().create_upload("new", metadata={})
+    part = await two.view().copy_part("new", upload, 1, source="f", start=0, length=6, if_match=etag)
+    await one.view().delete("f")
+    await collect(one, clock)
+    clock.now_s += RETENTION_S + 1
+    await exchange(one, two)
+    await collect(one, clock)
+    for node in swarm.network.nodes:
+        swarm.network.collect(node)
+    await two.view().complete_upload("new", upload, [part])
+    assert await text_of(two.view(), "new") == "copied"
+
+
+async def test_a_segment_that_is_hardly_used_is_packed_anew(
+    swarm: Swarm, volumes: list[OpenVolume], clock: Clock
+) -> None:
+    one, two = volumes
+    for number in range(10):
+        await write(one.view(), f"f{number}", f"content {number}")
+    await exchange(one, two)
+    for number in range(8):
+        await one.view().delete(f"f{number}")
+    assert (await collect(one, clock)).condemned == 1
+    await exchange(one, two)
+    clock.now_s += RETENTION_S + 1
+    assert (await collect(one, clock)).removed == 1
+    assert [len(segment.digests) for segment in one.parts.segments.all.values()] == [2]
+    swarm.network.collect(swarm.network.nodes[0])
+    assert await everything(two.view()) == {"f8": "content 8", "f9": "content 9"}
+
+
+async def test_content_that_comes_back_is_kept(swarm: Swarm, volumes: list[OpenVolume], clock: Clock) -> None:
+    one, two = volumes
+    await write(one.view(), "f", "again")
+    await exchange(one, two)
+    await one.view().delete("f")
+    await collect(one, clock)
+    await write(one.view(), "g", "again")
+    await exchange(one, two)
+    clock.now_s += RETENTION_S + 1
+    await collect(one, clock)
+    await exchange(one, two)
+    for node in swarm.network.nodes:
+        swarm.network.collect(node)
+    assert await everything(two.view()) == {"g": "again"}
+
+
+async def test_old_commits_go_and_a_writer_that_is_gone_can_be_retired(
+    swarm: Swarm, volumes: list[OpenVolume], clock: Clock
+) -> None:
+    one, two = volumes
+    for number in range(5):
+        await write(one.view(), "f", f"version {number}")
+        await one.view().sync()
+    await two.aclose()
+    await collect(one, clock)
+    clock.now_s += 10**9  # commits carry the machine's time
+    outcome = await collect(one, clock)
+    assert outcome.waits_for == (two.parts.volume.writer,)
+    assert outcome.commits >= 4
+    await Collector(one).retire(two.parts.volume.writer)
+    assert (await collect(one, clock)).removed >= 1
+    assert await everything(one.view()) == {"f": "version 4"}
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_under_any_workload_all_that_is_shown_can_be_read(tmp_path: Path, clock: Clock, seed: int) -> None:
+    swarm = Swarm(tmp_path, 3)
+    rng = random.Random(seed)
+    async with swarm.opened() as volumes:
+        for step in range(60):
+            number = rng.randrange(3)
+            volume, view = volumes[number], volumes[number].view()
+            keys = [info.key for info in (await view.list("", delimiter=False)).objects]
+            what = rng.choice(["write", "write", "delete", "copy", "sync", "collect", "collect", "part", "crash"])
+            if what == "write":
+                await write(view, f"f{rng.randrange(8)}", f"step {rng.randrange(step + 1)} " + "x" * 500)
+            elif what == "delete" and keys:
+                await view.delete(rng.choice(keys))
+            elif what == "copy" and keys:
+                await _copy(volume, rng.choice(keys), f"c{rng.randrange(4)}")
+            elif what == "sync":
+                await view.sync()
+            elif what == "collect":
+                clock.now_s += RETENTION_S
+                await collect(volume, clock)
+            elif what == "part":
+                swarm.network.nodes[number].side = rng.randrange(2)
+                swarm.network.settle()
+            elif what == "crash":
+                await crash(volume)
+                volumes[number] = await swarm.open(number)
+        for node in swarm.network.nodes:
+            node.side = 0
+        swarm.network.settle()
+        await exchange(*volumes)
+        for node in swarm.network.nodes:
+            swarm.network.collect(node)
+        seen = [await everything(volume.view()) for volume in volumes]
+        assert seen[0] == seen[1] == seen[2]
+
+
+async def _copy(volume: OpenVolume, source: str, target: str) -> None:
+    try:
+        etag = (await volume.view().head(source)).etag
+        await volume.view().copy(source, target, if_match=etag, metadata={})
+    except (NotFound, PreconditionFailed):  # another node's change came between
+        return
