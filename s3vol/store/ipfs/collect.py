@@ -22,7 +22,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from s3vol.errors import Unavailable
+import trio
+
+from s3vol.errors import S3volError, Unavailable
 from s3vol.store.ipfs import tree
 from s3vol.store.ipfs.entry import Piece
 from s3vol.store.ipfs.heads import register_block
@@ -34,6 +36,9 @@ REPACK = 0.5
 """Half of a segment's blocks: repacking moves no bytes, it costs one small node and two pins."""
 
 RETENTION_S = 3600.0
+EVERY_S = 600.0
+"""Between rounds of a mount. A round that removes something ends with Kubo's own collection, which holds up imports."""
+
 _CALL_S = 30.0
 _COLLECT_S = 600.0
 
@@ -151,3 +156,16 @@ class Collector:
         """Wait for a writer no longer: it is gone for good. What it published stays merged."""
         cid = register_block(self._parts.name, writer).cid
         await self._opened.cluster.unpin(cid, timeout_s=_CALL_S)
+
+    async def run(self, every_s: float = EVERY_S) -> None:
+        """Collect again and again, until cancelled. A round that fails is made up for by the next one."""
+        while True:
+            await trio.sleep(every_s)
+            try:
+                outcome = await self.collect()
+            except S3volError as error:
+                self._opened.health.count("ipfs.collect_failures")
+                self._opened.health.last_error = f"collecting {self._parts.name}: {error}"
+            else:
+                self._opened.health.count("ipfs.segments_removed", outcome.removed)
+                self._opened.health.gauges["ipfs.collect_waits_for"] = len(outcome.waits_for)
