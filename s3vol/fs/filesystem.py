@@ -213,9 +213,11 @@ class S3Fs:
         await self._directories.close(fh)
 
     async def fsyncdir(self, fh: Fh) -> None:
-        """Names are in the bucket before the call that made them returns; a new file's with its own fsync or close."""
+        """Names are in the store before the call that made them returns; a new file's with its own fsync or close."""
         self._mount.handles.directory(fh)
         await self._mount.cache.sync_notes()
+        if self._mount.settings.fsync_remote:
+            await self._mount.store.sync()
 
     async def statfs(self) -> StatFs:
         """See StatFs."""

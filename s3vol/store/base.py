@@ -210,6 +210,13 @@ class Store(Protocol):
         """Drop an upload and its parts. An unknown id is success."""
         ...
 
+    async def sync(self) -> None:
+        """Return when every change that returned before is visible to all nodes, as durable as the store can make it.
+
+        Nothing to do where a change is that when it returns. Idempotent. Raises Unavailable.
+        """
+        ...
+
     async def uploads(self) -> Sequence[Upload]:
         """Unfinished multipart uploads, as far as the store remembers them: MinIO forgets them when it restarts."""
         ...

@@ -31,6 +31,7 @@ Operation: TypeAlias = Literal[
     "complete_upload",
     "abort_upload",
     "uploads",
+    "sync",
 ]
 
 READS: frozenset[Operation] = frozenset({"head", "get", "list", "uploads"})
@@ -186,6 +187,10 @@ class Decorator:
     async def abort_upload(self, key: str, upload_id: str) -> None:
         """See Store.abort_upload."""
         await self.around(Call("abort_upload", key), lambda: self.inner.abort_upload(key, upload_id))
+
+    async def sync(self) -> None:
+        """See Store.sync."""
+        await self.around(Call("sync", ""), self.inner.sync)
 
     async def uploads(self) -> Sequence[Upload]:
         """See Store.uploads."""

@@ -270,6 +270,10 @@ class FileStore:
         full = self._full(key)
         await self._run("abort_upload", key, lambda: self._uploads.abort(full, upload_id))
 
+    async def sync(self) -> None:
+        """See Store.sync. A change that returned is there."""
+        await trio.lowlevel.checkpoint()
+
     async def uploads(self) -> Sequence[Upload]:
         """See Store.uploads."""
         found = await self._run("uploads", "", self._uploads.all)

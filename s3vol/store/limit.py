@@ -59,6 +59,8 @@ class LimitStore(Decorator):
 
     async def around(self, call: Call, perform: Callable[[], Awaitable[T]]) -> T:
         """Perform the call when there is room for it."""
+        if call.operation == "sync":  # it is a wait for what others do, and may take long
+            return await perform()
         async with self._reads if call.operation in READS else self._writes:
             if self._budget is None or not call.body_bytes:
                 return await perform()

@@ -333,6 +333,10 @@ class MemoryStore:
         if upload is not None and upload.key == full:
             del self.bucket.uploads[upload_id]
 
+    async def sync(self) -> None:
+        """See Store.sync. A change that returned is there."""
+        await trio.lowlevel.checkpoint()
+
     async def uploads(self) -> Sequence[Upload]:
         """See Store.uploads."""
         await trio.lowlevel.checkpoint()

@@ -32,7 +32,7 @@ SLOWEST_BYTES_PER_S = 64 * KIB
 SERVER_SIDE_S = 600.0
 """For what moves bytes without us: MinIO copied 1 GiB in 5 s on a busy disk, so this is over 100 GiB."""
 
-_SERVER_SIDE: frozenset[Operation] = frozenset({"copy", "copy_part", "complete_upload"})
+_SERVER_SIDE: frozenset[Operation] = frozenset({"copy", "copy_part", "complete_upload", "sync"})
 
 
 class _Cut(Unavailable):

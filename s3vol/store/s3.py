@@ -18,6 +18,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from xml.etree import ElementTree
 
+import trio
+
 from s3vol.errors import NotFound, PreconditionFailed, Rejected, Unavailable
 from s3vol.store import rules, s3_calls, s3_list
 from s3vol.store import s3_wire as wire
@@ -237,6 +239,10 @@ class S3Store:
             await self._client.change(
                 f"abort upload of {key}", s3_calls.abort_upload, self._client, self._key(key), upload_id
             )
+
+    async def sync(self) -> None:
+        """See Store.sync. A change that returned is there."""
+        await trio.lowlevel.checkpoint()
 
     async def uploads(self) -> Sequence[Upload]:
         """See Store.uploads. Asked without a prefix: MinIO answers with all of a bucket, or those of one whole key."""

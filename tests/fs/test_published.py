@@ -1,0 +1,52 @@
+"""Stores that publish later than they acknowledge: what the file system waits for."""
+
+from __future__ import annotations
+
+import os
+
+from s3vol.store.memory import MemoryBucket, MemoryStore
+from s3vol.types import ROOT_INO
+from tests.fs.conftest import Nodes
+from tests.fs.rig import Node
+
+
+class Later(MemoryStore):
+    """Counts in `published` the calls that asked for all changes to be published."""
+
+    published = 0
+
+    async def sync(self) -> None:
+        """See Store.sync."""
+        await super().sync()
+        self.published += 1
+
+
+async def test_a_remote_close_of_a_writer_and_fsync_wait_until_the_store_has_published(
+    nodes: Nodes, bucket: MemoryBucket
+) -> None:
+    store = Later(bucket)
+    node: Node = await nodes("a", store)
+    fh = await node.create("f")
+    await node.fs.write(fh, 0, b"x")
+    assert store.published == 0
+    await node.fs.fsync(fh)
+    assert store.published == 1
+    await node.fs.fsync(fh)  # nothing was written since, but other names may have changed
+    assert store.published == 2
+    await node.close(fh)
+    assert store.published == 3
+    await node.close((await node.open("f", os.O_RDONLY)).fh)
+    assert store.published == 3
+    directory = await node.fs.opendir(ROOT_INO)
+    await node.fs.fsyncdir(directory)
+    assert store.published == 4
+
+
+async def test_local_close_and_fsync_do_not_wait_for_the_store(nodes: Nodes, bucket: MemoryBucket) -> None:
+    store = Later(bucket)
+    node: Node = await nodes("a", store, close_remote=False, fsync_remote=False)
+    fh = await node.create("f")
+    await node.fs.write(fh, 0, b"x")
+    await node.fs.fsync(fh)
+    await node.close(fh)
+    assert store.published == 0
