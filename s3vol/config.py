@@ -269,6 +269,63 @@ class MountOptions:
     connections: int = field(
         default=64, metadata=_about(units.parse_count, "Endpoint", "Requests at a time, of all kinds.")
     )
+    kubo: str = field(
+        default="http://127.0.0.1:5001",
+        metadata=_about(units.parse_url, "IPFS", "RPC of this machine's Kubo, for a source `ipfs://VOLUME`."),
+    )
+    cluster: str = field(
+        default="http://127.0.0.1:9094",
+        metadata=_about(units.parse_url, "IPFS", "REST of the IPFS-Cluster peer that belongs to this Kubo."),
+    )
+    cluster_url: str | None = field(
+        default=None,
+        metadata=_about(
+            units.parse_url, "IPFS", "The same peer as other nodes reach it, for their `heads=peers`.", "`cluster`"
+        ),
+    )
+    cluster_login: Path | None = field(
+        default=None,
+        metadata=_about(
+            units.parse_path, "IPFS", "File with `USER:PASSWORD` for the REST of all peers of the cluster.", "no login"
+        ),
+    )
+    heads: str = field(
+        default="peers",
+        metadata=_about(
+            units.Choice(("peers", "local")),
+            "IPFS",
+            "Where open() asks what other nodes have published: `peers`, each one's own Cluster peer; `local`, this "
+            "node's, which may be late.",
+        ),
+    )
+    commit_interval: float = field(
+        default=5.0,
+        metadata=_about(
+            units.parse_duration,
+            "IPFS",
+            "Within this time changes are published that neither close() nor fsync() has published.",
+            "5s",
+        ),
+    )
+    retention: float = field(
+        default=3600.0,
+        metadata=_about(
+            units.parse_duration,
+            "IPFS",
+            "How long content that nobody shows any more is kept at least, for slow readers on other nodes.",
+            "1h",
+        ),
+    )
+    replicas: int = field(
+        default=1,
+        metadata=_about(
+            units.parse_count, "IPFS", "On how many nodes data is before `remote` close() and fsync() return."
+        ),
+    )
+    copies: int | None = field(
+        default=None,
+        metadata=_about(units.parse_count, "IPFS", "On how many nodes each block is kept.", "on all"),
+    )
     uid: int | None = field(
         default=None, metadata=_about(units.parse_user, "Mount", "Owner of files that carry none.", "who mounts")
     )

@@ -30,7 +30,7 @@ from s3vol.status import endpoint_values
 from s3vol.store.base import Store
 from s3vol.store.edge import first_error
 from s3vol.store.open import compose, open_s3, open_store
-from s3vol.store.settings import store_settings
+from s3vol.store.settings import ipfs_settings, store_settings
 from s3vol.types import Event, Health, WriteError
 from s3vol_fuse.admin import operations
 from s3vol_fuse.session import Session
@@ -119,6 +119,15 @@ async def _serve(plan: Plan, ready: Ready, foreground: bool) -> int:
 async def _opened_store(plan: Plan, health: Health) -> AsyncIterator[tuple[Store, str]]:
     """The composed store, and the endpoint that it really talks to."""
     settings = store_settings(plan.options)
+    if plan.source.kind == "ipfs":
+        # Imported here: its libraries take 0.3 s, and only this kind of source needs them.
+        from s3vol.store.ipfs.mounting import journal_directory, mounted
+
+        ipfs = ipfs_settings(plan.options)
+        directory = journal_directory(plan.cache_directory(ipfs.cluster))
+        async with mounted(plan.source, ipfs, directory, health) as volume:
+            yield compose(volume, settings, health), ipfs.cluster
+        return
     if plan.source.kind == "s3":
         backend = await open_s3(plan.source, settings)
         store, endpoint = compose(backend, settings, health), backend.client.endpoint

@@ -52,6 +52,8 @@ async def open_store(
     Raises UsageError for what the user can correct, Unavailable when the store does not answer within `timeout_s`.
     """
     health = health or Health()
+    if source.kind == "ipfs":
+        raise UsageError(f"source {source.url}: a volume in IPFS is for `s3vol mount` and `s3vol doctor` only")
     if source.kind == "memory":
         return compose(MemoryStore(), settings, health)
     if source.kind == "file":

@@ -1,7 +1,8 @@
 """What a user says about a store: its source and the settings of the connection. Values and parsing, no I/O.
 
-A source is one of `BUCKET`, `s3://BUCKET/PREFIX`, `file:///DIRECTORY`, `memory:`. Everything else is refused with a
-line that names what was given and what would do: a source that is guessed wrongly mounts the wrong data.
+A source is one of `BUCKET`, `s3://BUCKET/PREFIX`, `ipfs://VOLUME/PREFIX`, `file:///DIRECTORY`, `memory:`. Everything
+else is refused with a line that names what was given and what would do: a source that is guessed wrongly mounts the
+wrong data.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import unquote
 
@@ -20,14 +21,18 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _ATTEMPT_S = 20.0
 _CONNECT_S = 5.0
 _ATTEMPTS = 3  # so many fit into `timeout` when none is answered; the last may end a third of it late
-_FORMS = "BUCKET, s3://BUCKET/PREFIX, file:///DIRECTORY or memory:"
+_FORMS = "BUCKET, s3://BUCKET/PREFIX, ipfs://VOLUME/PREFIX, file:///DIRECTORY or memory:"
+_VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a volume's objects are. `prefix` is empty or ends in `/`; `directory` is set for `file` only."""
+    """Where a volume's objects are. `prefix` is empty or ends in `/`; `directory` is set for `file` only.
 
-    kind: Literal["s3", "file", "memory"]
+    `bucket` is the volume's name for `ipfs`.
+    """
+
+    kind: Literal["s3", "ipfs", "file", "memory"]
     bucket: str = ""
     prefix: str = ""
     directory: str = ""
@@ -35,8 +40,8 @@ class Source:
     @property
     def url(self) -> str:
         """The source in one canonical form."""
-        if self.kind == "s3":
-            return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+        if self.kind in ("s3", "ipfs"):
+            return f"{self.kind}://{self.bucket}/{self.prefix}".rstrip("/")
         return f"file://{self.directory}" if self.kind == "file" else "memory:"
 
 
@@ -94,6 +99,40 @@ def store_settings(options: MountOptions) -> StoreSettings:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class IpfsSettings:
+    """How a volume in IPFS is reached and kept. `copies` None: on every peer. `url` is how others reach our peer."""
+
+    kubo: str
+    cluster: str
+    url: str
+    login_file: Path | None = None
+    ask_writers: bool = True  # heads=peers
+    commit_interval_s: float = 5.0
+    retention_s: float = 3600.0
+    replicas: int = 1
+    copies: int | None = None
+    node: str = "node"
+    timeout_s: float = 60.0
+
+
+def ipfs_settings(options: MountOptions) -> IpfsSettings:
+    """The part of a mount's options for a volume in IPFS."""
+    return IpfsSettings(
+        kubo=options.kubo,
+        cluster=options.cluster,
+        url=options.cluster_url or options.cluster,
+        login_file=options.cluster_login,
+        ask_writers=options.heads == "peers",
+        commit_interval_s=options.commit_interval,
+        retention_s=options.retention,
+        replicas=options.replicas,
+        copies=options.copies,
+        node=options.node,
+        timeout_s=options.timeout,
+    )
+
+
 def parse_source(text: str) -> Source:
     """The source that `text` names. Raises UsageError."""
     scheme, colon, rest = text.partition(":")
@@ -105,6 +144,9 @@ def parse_source(text: str) -> Source:
     if scheme == "s3" and rest.startswith("//"):
         bucket, _, prefix = rest[2:].partition("/")
         return Source("s3", bucket=_check_bucket(bucket, text), prefix=_check_prefix(prefix, text))
+    if scheme == "ipfs" and rest.startswith("//"):
+        volume, _, prefix = rest[2:].partition("/")
+        return Source("ipfs", bucket=_check_volume(volume, text), prefix=_check_prefix(prefix, text))
     if scheme == "file":
         return Source("file", directory=_check_directory(rest, text))
     if text == "memory:":
@@ -119,6 +161,15 @@ def _check_bucket(bucket: str, text: str) -> str:
         rule = "3 to 63 lower-case letters, digits, dots and hyphens, beginning and ending with a letter or digit"
         raise UsageError(f"source {text!r}: {bucket!r} is no bucket name ({rule})")
     return bucket
+
+
+def _check_volume(volume: str, text: str) -> str:
+    if not _VOLUME.fullmatch(volume):
+        raise UsageError(
+            f"source {text!r}: {volume!r} is no name of a volume (letters, digits, dots, hyphens and underscores, "
+            "at most 63, beginning with a letter or digit)"
+        )
+    return volume
 
 
 def _is_address(text: str) -> bool:

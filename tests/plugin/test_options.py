@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from s3vol import layers
+from s3vol import layers, units
 from s3vol.commands.volume_options import markdown, plain
 from s3vol.config import OPTIONS
 from s3vol.errors import UsageError
@@ -102,8 +102,9 @@ def test_the_rest_are_rows_of_the_mount_options(opts: Mapping[str, str], rows: M
 @pytest.mark.parametrize("name", sorted(OPTIONS))
 def test_every_row_of_the_mount_options_is_taken_ignored_or_refused_with_a_reason(name: str) -> None:
     row = OPTIONS[name]
-    value = {"uid": "0", "gid": "0", "endpoint": "http://x", "ca-bundle": "/ca.pem"}.get(
-        name, row.parse.words[0] if hasattr(row.parse, "words") else "1"
+    usual = "http://x" if row.parse is units.parse_url else "1"
+    value = {"uid": "0", "gid": "0", "ca-bundle": "/ca.pem"}.get(
+        name, row.parse.words[0] if hasattr(row.parse, "words") else usual
     )
     opts = {name: value, "bucket": "media"}
     if name in option_table.TAKEN:

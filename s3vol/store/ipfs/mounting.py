@@ -1,0 +1,104 @@
+"""A volume in IPFS for one mount: clients of both daemons, the volume on them, and its publisher in the background.
+
+Theory of operation. The login of Cluster's REST is in a file, since everybody can read options; it is the same for all
+peers, because with `heads=peers` each node asks the others. The volume is closed after its publisher has ended, and
+publishes then what is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import trio
+
+from s3vol.errors import UsageError
+from s3vol.store.base import Store
+from s3vol.store.ipfs.base import EVERYWHERE, Blocks, Cluster
+from s3vol.store.ipfs.cluster import ClusterPeer
+from s3vol.store.ipfs.collect import Collector
+from s3vol.store.ipfs.heads import Connect
+from s3vol.store.ipfs.kubo import Kubo
+from s3vol.store.ipfs.opening import OpenVolume, VolumeSettings, open_volume
+from s3vol.store.settings import IpfsSettings, Source
+from s3vol.types import Health
+
+SCAN_S = 5.0
+"""How late the first file of a new node may be seen, and how long that node waits before it publishes at all. A scan of
+a pinset of some thousand pins takes tens of milliseconds."""
+
+
+def journal_directory(cache: Path) -> Path:
+    """Where a mount's journal is: beside its cache directory, which holds nothing else."""
+    return cache.with_name(f"{cache.name}.volume")
+
+
+def read_login(file: Path | None) -> tuple[str, str] | None:
+    """User and password in a file that only its owner reads. Raises UsageError."""
+    if file is None:
+        return None
+    try:
+        text = file.read_text().strip()
+        others = stat.S_IMODE(file.stat().st_mode) & 0o077
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is no text"
+        raise UsageError(f"option cluster-login: {file}: {reason}") from None
+    user, colon, password = text.partition(":")
+    if not (user and colon and password) or "\n" in text:
+        raise UsageError(f"option cluster-login: {file}: must hold one line USER:PASSWORD")
+    if others:
+        raise UsageError(f"option cluster-login: {file}: others may read it; `chmod 600 {file}`")
+    return user, password
+
+
+def clients(settings: IpfsSettings) -> tuple[Blocks, Cluster, Connect | None]:
+    """Clients of this node's daemons, and (heads=peers) a maker of clients for other nodes' peers. Raises
+    UsageError."""
+    login = read_login(settings.login_file)
+
+    def connect(url: str) -> Cluster:
+        return ClusterPeer(url, login=login)
+
+    return Kubo(settings.kubo), connect(settings.cluster), connect if settings.ask_writers else None
+
+
+@contextlib.asynccontextmanager
+async def opened(source: Source, settings: IpfsSettings, directory: Path, health: Health) -> AsyncIterator[OpenVolume]:
+    """The open volume, with nothing in the background. Raises UsageError, Unavailable, Denied."""
+    copies = settings.copies or EVERYWHERE
+    volume_settings = VolumeSettings(
+        name=source.bucket,
+        directory=directory,
+        node=settings.node,
+        url=settings.url,
+        commit_interval_s=settings.commit_interval_s,
+        replicas=settings.replicas,
+        replication_min=copies,
+        replication_max=copies,
+        timeout_s=settings.timeout_s,
+        scan_s=SCAN_S,
+    )
+    blocks, cluster, connect = clients(settings)
+    try:
+        volume = await open_volume(blocks, cluster, volume_settings, connect=connect, health=health)
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await blocks.aclose()
+            await cluster.aclose()
+        raise
+    try:
+        yield volume
+    finally:
+        await volume.aclose()
+
+
+@contextlib.asynccontextmanager
+async def mounted(source: Source, settings: IpfsSettings, directory: Path, health: Health) -> AsyncIterator[Store]:
+    """The open volume as a store, which publishes and collects in the background. Raises as `opened`."""
+    async with opened(source, settings, directory, health) as volume, trio.open_nursery() as nursery:
+        nursery.start_soon(volume.run)
+        nursery.start_soon(Collector(volume, retention_s=settings.retention_s).run)
+        yield volume.store(source.prefix)
+        nursery.cancel_scope.cancel()
