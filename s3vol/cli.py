@@ -23,7 +23,20 @@ from s3vol.layers import unknown
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
-_COMMANDS = ("mount", "umount", "status", "flush", "doctor", "fsck", "options", "plugin", "volume", "bench")
+_COMMANDS = (
+    "mount",
+    "umount",
+    "status",
+    "flush",
+    "doctor",
+    "fsck",
+    "gc",
+    "export",
+    "options",
+    "plugin",
+    "volume",
+    "bench",
+)
 _FLAGS = (
     *OPTIONS,
     *(short.name for short in SHORTS),
@@ -52,6 +65,7 @@ _FLAGS = (
     "growth",
     "list",
     "compare",
+    "retire",
 )
 _EPILOG = "Options are described in docs/options.md; `s3vol options` prints them."
 
@@ -73,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=help, description=help, epilog=_EPILOG, allow_abbrev=False)
 
     mount = command("mount", "Mount a source; returns when it can be used.")
-    mount.add_argument("source", help="BUCKET, s3://BUCKET/PREFIX, file:///DIRECTORY or memory:")
+    mount.add_argument("source", help="BUCKET, s3://BUCKET/PREFIX, ipfs://VOLUME/PREFIX, file:///DIRECTORY or memory:")
     mount.add_argument("mountpoint")
     mount.add_argument("-f", "--foreground", action="store_true", help="stay, and log to the terminal")
     mount.add_argument("--dry-run", action="store_true", help="check everything on this machine, and mount nothing")
@@ -105,6 +119,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_options(fsck)
 
     _add_bench(command("bench", "Measure a source: s3vol, the bare endpoint, the local disk, and other file systems."))
+    collect = command("gc", "Collect what a volume in IPFS needs no more; a mounted one does so by itself.")
+    collect.add_argument("source", help="ipfs://VOLUME/PREFIX, as it was mounted here")
+    collect.add_argument("--retire", metavar="WRITER", help="wait no longer for this writer, which is gone for good")
+    _add_options(collect)
+
+    export = command("export", "Make a tree of a volume in IPFS readable by all IPFS tools, and print its CID.")
+    export.add_argument("source", help="ipfs://VOLUME, or ipfs://VOLUME/PATH of a file or directory in it")
+    _add_options(export)
+
     _add_volume(command("volume", "The volumes of docker's s3vol driver, on all nodes; works without docker."))
     _add_plugin(command("plugin", "Make the Docker volume driver a service of this machine."))
 

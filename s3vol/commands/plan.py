@@ -38,21 +38,31 @@ class Plan:
     @property
     def cache_root(self) -> Path:
         """Where the volumes' cache directories are."""
-        if self.options.cache_dir:
-            return self.options.cache_dir
-        if os.geteuid() == 0:
-            return Path("/var/cache/s3vol")
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s3vol"
+        return cache_root(self.options)
 
     def cache_directory(self, endpoint: str) -> Path:
         """This volume's own: a name for people, and a hash of what makes it this volume."""
-        return self.cache_root / volume_name(self.source.url, endpoint)
+        return cache_directory(self.source, self.options, endpoint)
 
     def log_file(self, endpoint: str) -> Path:
         """Where the mount process in the background writes."""
         return self.options.log_file or self.cache_directory(endpoint).with_name(
             volume_name(self.source.url, endpoint) + ".log"
         )
+
+
+def cache_root(options: MountOptions) -> Path:
+    """Where the volumes' cache directories are."""
+    if options.cache_dir:
+        return options.cache_dir
+    if os.geteuid() == 0:
+        return Path("/var/cache/s3vol")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s3vol"
+
+
+def cache_directory(source: Source, options: MountOptions, endpoint: str) -> Path:
+    """The cache directory of a volume's mount on this machine."""
+    return cache_root(options) / volume_name(source.url, endpoint)
 
 
 def volume_name(url: str, endpoint: str) -> str:
