@@ -19,14 +19,14 @@ from typing import Any
 import trio
 
 from s3vol import layout
-from s3vol.commands import doctor_docker
+from s3vol.commands import doctor_docker, doctor_ipfs
 from s3vol.commands.plan import load_options
 from s3vol.errors import NotFound, UsageError
 from s3vol.store import probe
 from s3vol.store.base import Capabilities, Store
 from s3vol.store.edge import first_error
 from s3vol.store.open import compose, open_s3, open_store
-from s3vol.store.settings import Source, StoreSettings, parse_source, store_settings
+from s3vol.store.settings import Source, StoreSettings, ipfs_settings, parse_source, store_settings
 from s3vol.types import Health
 
 SCAN_MAX_KEYS = 10_000  # ten requests, less than a second on a LAN
@@ -64,7 +64,10 @@ def run(args: argparse.Namespace) -> int:
     if args.source is None:
         raise UsageError("doctor: say which source, for example s3://bucket (or --docker for the volume driver)")
     source = parse_source(args.source)
-    settings = store_settings(load_options(args, source))
+    options = load_options(args, source)
+    if source.kind == "ipfs":
+        return doctor_ipfs.run(source, ipfs_settings(options), as_json=args.json)
+    settings = store_settings(options)
     try:
         facts = trio.run(_examine, source, settings)
     except ExceptionGroup as group:

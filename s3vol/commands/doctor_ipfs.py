@@ -10,6 +10,7 @@ Rejected: finding out by trying (a kill -9 of the daemon is what tells one datas
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import json
 import os
@@ -22,7 +23,9 @@ from urllib.parse import urlsplit
 import trio
 
 from s3vol.errors import Denied
+from s3vol.store.edge import first_error
 from s3vol.store.ipfs.base import Blocks, Cluster, KuboInfo, Peer, Pin, RepoStat
+from s3vol.store.settings import IpfsSettings, Source
 
 KUBO_OLDEST = (0, 26)  # pins have names since then
 KUBO_TESTED = (0, 43)  # before: garbage collection beside `ipfs files` could block the daemon for good
@@ -54,6 +57,34 @@ class Facts:
     pins_total: int = 0
     under_replicated: Sequence[str] = field(default=())
     """Names of pins with fewer copies than they should have."""
+
+
+def run(source: Source, settings: IpfsSettings, *, as_json: bool) -> int:
+    """Print the report; returns 1 when there are problems. Raises what the daemons' clients raise."""
+    try:
+        facts = trio.run(_ask, source, settings)
+    except ExceptionGroup as group:
+        raise first_error(group) from None
+    problems, advice = judge(facts)
+    if as_json:
+        print(json.dumps({**dataclasses.asdict(facts), "problems": problems, "advice": advice}, indent=2, default=str))
+    else:
+        print("\n".join(report(facts, problems, advice)))
+    return 1 if problems else 0
+
+
+async def _ask(source: Source, settings: IpfsSettings) -> Facts:
+    # Imported here: their libraries take 0.3 s, and doctor is for other sources too.
+    from s3vol.store.ipfs.cluster import ClusterPeer
+    from s3vol.store.ipfs.mounting import clients
+
+    blocks, cluster, _ = clients(settings)
+    anonymous = ClusterPeer(settings.cluster)
+    try:
+        return await examine(source.bucket, blocks, cluster, anonymous)
+    finally:
+        for client in (blocks, cluster, anonymous):
+            await client.aclose()
 
 
 async def examine(
