@@ -1,0 +1,120 @@
+"""`s3vol mount ipfs://VOLUME` on real daemons: files through the kernel, on two nodes, and the commands around them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.harness import Mounted, Node
+from tests.support import ipfs_binaries
+from tests.support.ipfs import PASSWORD, USER, Swarm
+
+pytestmark = [pytest.mark.ipfs, pytest.mark.kernel]
+
+
+class Site:
+    """A new volume, and machines that mount it."""
+
+    def __init__(self, swarm: Swarm, folder: Path) -> None:
+        self.swarm = swarm
+        self.source = f"ipfs://v{uuid.uuid4().hex[:8]}"
+        self._folder = folder
+        self._nodes: dict[int, Node] = {}
+        self._login = folder / "login"
+        self._login.touch(0o600)
+        self._login.write_text(f"{USER}:{PASSWORD}\n")
+
+    def node(self, number: int) -> Node:
+        """A machine, whose s3vol knows the daemons that are there."""
+        if number not in self._nodes:
+            daemons = self.swarm.nodes[number]
+            told = {
+                "S3VOL_KUBO": daemons.kubo_url,
+                "S3VOL_CLUSTER": daemons.cluster_url,
+                "S3VOL_CLUSTER_LOGIN": str(self._login),
+                "S3VOL_NODE": f"node{number}",
+            }
+            self._nodes[number] = Node(self._folder / f"node{number}", told)
+        return self._nodes[number]
+
+    def mount(self, number: int, *options: str) -> Mounted:
+        """The volume, mounted on a machine."""
+        return self.node(number).mount(self.source, *options)
+
+    def close(self) -> None:
+        """Nothing is mounted any more."""
+        for node in self._nodes.values():
+            node.close()
+
+
+@pytest.fixture
+def site(swarm: Swarm, tmp_path: Path) -> Iterator[Site]:
+    made = Site(swarm, tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_files_that_are_closed_on_one_node_are_read_on_another(site: Site) -> None:
+    one, two = site.mount(0), site.mount(1)
+    (one.path / "d").mkdir()
+    for number in range(10):
+        (one.path / "d" / "f").write_bytes(b"%d " % number * 1000)
+        assert (two.path / "d" / "f").read_bytes() == b"%d " % number * 1000
+    big = os.urandom(20 << 20)
+    (two.path / "big").write_bytes(big)
+    assert (one.path / "big").read_bytes() == big
+    os.rename(one.path / "big", one.path / "d" / "moved")
+    os.symlink("moved", one.path / "d" / "link")
+    assert (one.path / "d" / "link").read_bytes() == big
+
+
+def test_what_was_closed_survives_the_kill_of_the_mount(site: Site) -> None:
+    one = site.mount(0, "--write-back")
+    (one.path / "kept").write_bytes(b"journaled")
+    (one.path / "gone").write_bytes(b"x")
+    os.remove(one.path / "gone")
+    one.kill()
+    again = site.mount(0)
+    assert os.listdir(again.path) == ["kept"]
+    again.umount()
+    assert (site.mount(1).path / "kept").read_bytes() == b"journaled"
+
+
+def test_an_export_is_read_by_ipfs_and_gc_and_doctor_know_the_volume(site: Site) -> None:
+    one = site.mount(0)
+    (one.path / "d").mkdir()
+    (one.path / "d" / "hello").write_text("hello")
+    os.chmod(one.path / "d" / "hello", 0o640)
+    os.symlink("hello", one.path / "d" / "link")
+    with (one.path / "d" / "hello").open("r+") as file:
+        os.fsync(file.fileno())
+    one.umount()
+    node = site.node(0)
+    cid = node.check("export", f"{site.source}/d").strip()
+    target = node.folder / "got"
+    api = ["--api", f"/ip4/{site.swarm.nodes[0].address}/tcp/5001"]
+    subprocess.run(
+        [ipfs_binaries.ensure(ipfs_binaries.KUBO), *api, "get", "-o", target, cid],
+        check=True,
+        env={**os.environ, "IPFS_PATH": str(node.folder / "none")},
+        capture_output=True,
+    )
+    assert (target / "hello").read_text() == "hello"
+    assert os.readlink(target / "link") == "hello"
+    assert node.run("export", f"{site.source}/nothing").returncode == 2
+    assert "removed" in node.check("gc", site.source)
+    assert f"source       {site.source}" in node.run("doctor", site.source).stdout
+
+
+def test_gc_leaves_a_mounted_volume_to_its_mount(site: Site) -> None:
+    site.mount(0)
+    done = site.node(0).run("gc", site.source)
+    assert done.returncode == 2
+    assert "another s3vol uses this volume's journal" in done.stderr
