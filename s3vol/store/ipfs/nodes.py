@@ -8,7 +8,7 @@ equal CIDs.
 One key in 32 ends a row, so rows are short; but nothing limits how long one may be. A row whose encoding is over
 NODE_MAX_BYTES is cut into several blocks below a node that only lists them: one row still, in bounded blocks.
 
-All nodes of a state are in memory, encoded: about 0.4 KiB a file. So deciding is synchronous, and a merge waits
+All nodes of a state are in memory, encoded: about 0.3 KiB a file. So deciding is synchronous, and a merge waits
 for nothing half-way.
 
 Rejected: a node for each directory (one directory of a million files is then one node, or needs a second structure
