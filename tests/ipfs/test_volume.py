@@ -124,10 +124,6 @@ async def rounds(site: Site, count: int) -> None:
                 assert await read(reader, "file") == body
 
 
-async def test_an_open_after_publication_sees_it_on_the_other_nodes(site: Site) -> None:
-    await rounds(site, 20)
-
-
 @pytest.mark.soak
 async def test_five_hundred_opens_after_publication_see_it_on_the_other_nodes(site: Site) -> None:
     await rounds(site, 500)  # two minutes
@@ -150,6 +146,7 @@ async def test_writers_of_different_files_see_each_others(site: Site) -> None:
         assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.soak  # test_swarm.py has the same through the kernel
 async def test_what_was_synced_to_two_replicas_survives_the_crash_of_its_node(site: Site) -> None:
     nodes = site.swarm.nodes
     synced: dict[str, bytes] = {}
@@ -225,6 +222,7 @@ async def test_garbage_of_a_changing_file_goes_and_nothing_else(site: Site) -> N
         assert await read(reader, "kept") == kept
 
 
+@pytest.mark.soak  # test_swarm.py has the same through the kernel
 async def test_two_halves_write_on_and_converge_with_conflicts_named(tmp_path: Path) -> None:
     with Swarm(3, apart=True, open_rpc=True) as swarm:
         site = Site(swarm, tmp_path)

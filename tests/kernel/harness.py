@@ -56,16 +56,25 @@ class Failed(AssertionError):
 class Node:
     """One machine of a swarm, as far as s3vol sees it: a cache, a runtime directory, mount points."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, environment: Mapping[str, str] | None = None, *, enter: Sequence[str] = ()
+    ) -> None:
+        """`enter` is the beginning of every command: it puts a process elsewhere, and leaves its id as it is."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self.enter = tuple(enter)
         self.environment = environment_for(folder, environment or {})
         self._mounted: list[Mounted] = []
 
     def run(self, *command: str, timeout_s: float = END_S) -> subprocess.CompletedProcess[str]:
         """Run an s3vol command to its end, whatever its status."""
         return subprocess.run(
-            [*COMMAND, *command], env=self.environment, capture_output=True, text=True, timeout=timeout_s, check=False
+            [*self.enter, *COMMAND, *command],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
         )
 
     def check(self, *command: str, timeout_s: float = END_S) -> str:
@@ -122,7 +131,7 @@ class Mounted:
         self._command = ["mount", "--foreground", *options, source, str(path)]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [*COMMAND, *self._command],
+                [*node.enter, *COMMAND, *self._command],
                 env=environment,
                 cwd="/",
                 stdin=subprocess.DEVNULL,

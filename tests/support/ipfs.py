@@ -32,7 +32,6 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlencode
@@ -220,20 +219,25 @@ class Node:
         (info,) = self.rest("GET", f"/pins/{cid}")
         return sum(peer["status"] == "pinned" for peer in info["peer_map"].values())
 
-    def is_ready(self, others: list[Node]) -> bool:
-        """True when both daemons answer, know all of `others`, and may be given pins."""
+    def lacks(self, others: list[Node]) -> str:
+        """Why this node is not ready: both daemons answer, know all of `others`, and may be given pins. Else ""."""
         if not (self.kubo.running and self.cluster.running):
-            return False
+            return "a daemon is not running"
         try:
             known = {peer["Peer"] for peer in json.loads(self.rpc("swarm/peers"))["Peers"] or ()}
-            alive = {
-                peer["id"] for peer in self.rest("GET", "/peers") if not peer["error"] and not peer["ipfs"]["error"]
-            }
-            measured = [{row["peer"] for row in self._metric(name)} for name in _METRICS]
-        except (OSError, http.client.HTTPException, ApiError):
-            return False
+            told = {peer["id"]: peer["error"] or peer["ipfs"]["error"] for peer in self.rest("GET", "/peers")}
+            measured = {name: {row["peer"] for row in self._metric(name)} for name in _METRICS}
+        except (OSError, http.client.HTTPException, ApiError) as error:
+            return f"no answer: {error}"
         peers = {self.peer_id, *(node.peer_id for node in others)}
-        return known >= {node.kubo_id for node in others} and alive >= peers and all(m >= peers for m in measured)
+        parts = {
+            "Kubo without": {node.kubo_id for node in others} - known,
+            "Cluster without": peers - {peer for peer, error in told.items() if not error},
+            **{f"no metric {name} of": peers - found for name, found in measured.items()},
+        }
+        lacking = [f"{what} {', '.join(sorted(ids))}" for what, ids in parts.items() if ids]
+        errors = [f"{peer}: {error}" for peer, error in told.items() if error]
+        return "; ".join([*lacking, *errors]) if lacking else ""
 
     def _metric(self, name: str) -> list[Any]:
         (rows,) = self.rest("GET", f"/monitor/metrics/{name}")
@@ -358,8 +362,14 @@ class Swarm:
         """Return when every running node knows all other running ones and may be given pins."""
         running = [node for node in self.nodes if node.kubo.running and node.cluster.running]
         for node in running:
-            others = [other for other in running if other is not node]
-            wait_for(partial(node.is_ready, others), START_S, f"node{node.number} to know the others")
+            self._await_ready(node, [other for other in running if other is not node])
+
+    def _await_ready(self, node: Node, others: list[Node]) -> None:
+        try:
+            wait_for(lambda: not node.lacks(others), START_S, f"node{node.number}")
+        except TimeoutError as error:
+            logs = [daemon.log.read_text(errors="replace")[-1000:] for daemon in (node.kubo, node.cluster)]
+            raise TimeoutError(f"{error}: {node.lacks(others)}; {logs}") from None
 
     @contextlib.contextmanager
     def cut(self, *groups: list[int]) -> Iterator[None]:

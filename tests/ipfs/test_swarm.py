@@ -1,0 +1,184 @@
+"""Three machines with a Kubo, a Cluster peer and a mount each: what programs on them see of each other.
+
+Each machine has a network of its own, so that Kubo is on its loopback as on real hosts, `heads=peers` goes over the
+wire between them, and that wire can be cut.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.harness import Mounted, Node
+from tests.support.ipfs import PASSWORD, USER, Swarm
+from tests.support.minio import wait_for
+
+pytestmark = [pytest.mark.ipfs, pytest.mark.kernel]
+
+CONVERGE_S = 90.0  # rebroadcasts of what a partition swallowed come every 5 s; the rest is for a machine under load
+
+
+class Site:
+    """A new volume, mounted on every machine of a swarm."""
+
+    def __init__(self, swarm: Swarm, folder: Path, *options: str) -> None:
+        self.swarm = swarm
+        self.source = f"ipfs://v{uuid.uuid4().hex[:8]}"
+        self._options = options
+        login = folder / "login"
+        login.touch(0o600)
+        login.write_text(f"{USER}:{PASSWORD}\n")
+        self.nodes = [
+            Node(
+                folder / f"node{node.number}",
+                {
+                    "S3VOL_KUBO": node.kubo_url,
+                    "S3VOL_CLUSTER": node.cluster_url,
+                    "S3VOL_CLUSTER_LOGIN": str(login),
+                    "S3VOL_NODE": f"node{node.number}",
+                },
+                enter=node.enter,
+            )
+            for node in swarm.nodes
+        ]
+        self.mounts = [self.mount(number) for number in range(len(self.nodes))]
+
+    def mount(self, number: int) -> Mounted:
+        """Mount it on one machine."""
+        return self.nodes[number].mount(self.source, *self._options)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The mount points."""
+        return [mount.path for mount in self.mounts]
+
+    def close(self) -> None:
+        """Nothing is mounted any more."""
+        for node in self.nodes:
+            node.close()
+
+
+@pytest.fixture(scope="module")
+def apart() -> Iterator[Swarm]:
+    """Three machines; a test leaves them running and whole."""
+    with Swarm(3, apart=True) as swarm:
+        yield swarm
+
+
+@pytest.fixture
+def site(apart: Swarm, tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    """`site(*options)`: a new volume, mounted on all three."""
+    made: list[Site] = []
+
+    def make(*options: str) -> Site:
+        made.append(Site(apart, tmp_path, *options))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for one in made:
+            one.close()
+
+
+def content(root: Path) -> dict[str, bytes]:
+    """Every file below a mount point."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def converged(paths: list[Path], count: int) -> bool:
+    """True when all show the same tree, of so many files."""
+    try:
+        found = [content(path) for path in paths]
+    except OSError:  # a file that a merge has just taken away
+        return False
+    return len(found[0]) == count and all(one == found[0] for one in found)
+
+
+def rounds(site: Site, count: int) -> None:
+    """A file that was closed on one machine is what the first open on the others reads."""
+    writer, *readers = site.paths
+    for number in range(count):
+        body = b"%d " % number * 500
+        (writer / "file").write_bytes(body)
+        for reader in readers:
+            assert (reader / "file").read_bytes() == body
+
+
+def test_the_first_open_after_close_reads_it_on_the_other_machines(site: Callable[..., Site]) -> None:
+    rounds(site(), 15)
+
+
+@pytest.mark.soak
+def test_five_hundred_first_opens_after_close_read_it_on_the_other_machines(site: Callable[..., Site]) -> None:
+    rounds(site(), 500)  # five minutes
+
+
+def test_halves_that_are_cut_off_write_on_and_come_to_one_tree_with_conflicts_named(site: Callable[..., Site]) -> None:
+    here = site("--attr-ttl", "0s")
+    one, two, three = here.paths
+    (one / "d").mkdir()
+    for name in ("common", "d/edited", "d/removed", "untouched"):
+        (one / name).write_text("base")
+    wait_for(lambda: converged(here.paths, 4), CONVERGE_S, "the base everywhere")
+    with here.swarm.cut([0], [1, 2]):
+        (one / "common").write_text("left")
+        (one / "d" / "only-left").write_text("left")
+        (one / "d" / "removed").unlink()
+        (two / "common").write_text("right")
+        (two / "d" / "only-right").write_text("right")
+        (two / "d" / "edited").write_text("right")
+        wait_for(lambda: (three / "common").read_text() == "right", CONVERGE_S, "the other machine of this half")
+        assert (one / "common").read_text() == "left"
+    expected = {"untouched": b"base", "d/edited": b"right", "d/only-left": b"left", "d/only-right": b"right"}
+    wait_for(lambda: converged(here.paths, len(expected) + 2), CONVERGE_S, "one tree")
+    found = content(three)
+    assert expected.items() <= found.items()
+    (conflict,) = found.keys() - expected.keys() - {"common"}
+    assert conflict.startswith("common.s3vol-conflict-node")
+    assert {found["common"], found[conflict]} == {b"left", b"right"}
+
+
+def test_what_was_closed_with_two_replicas_survives_the_death_of_its_machine(site: Callable[..., Site]) -> None:
+    here = site("--replicas", "2", "--timeout", "10s")
+    one, two, three = here.paths
+    closed: dict[str, bytes] = {}
+    enough = threading.Event()
+
+    def write() -> None:
+        try:
+            for number in range(1000):
+                name, body = f"file{number}", os.urandom(200_000)
+                (one / name).write_bytes(body)
+                closed[name] = body
+                if len(closed) == 4:
+                    enough.set()
+        except OSError:  # the machine is dead
+            enough.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        assert enough.wait(CONVERGE_S)
+        here.mounts[0].kill()
+        here.swarm.nodes[0].kill()
+    finally:
+        writer.join()
+    assert len(closed) >= 4
+    for name, body in closed.items():
+        assert (two / name).read_bytes() == body
+        assert (three / name).read_bytes() == body
+    (three / "meanwhile").write_text("of another machine")
+
+    here.swarm.nodes[0].start()
+    here.swarm.await_ready()
+    here.mounts[0] = here.mount(0)
+    (here.mounts[0].path / "back").write_text("again")
+    wait_for(lambda: {*closed, "meanwhile", "back"} <= {*os.listdir(two)}, CONVERGE_S, "what came back")
+    wait_for(lambda: converged(here.paths, len(os.listdir(two))), CONVERGE_S, "one tree")
+    assert closed.items() <= content(here.mounts[0].path).items()
