@@ -6,6 +6,7 @@ wire between them, and that wire can be cut.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import uuid
@@ -182,3 +183,53 @@ def test_what_was_closed_with_two_replicas_survives_the_death_of_its_machine(sit
     wait_for(lambda: {*closed, "meanwhile", "back"} <= {*os.listdir(two)}, CONVERGE_S, "what came back")
     wait_for(lambda: converged(here.paths, len(os.listdir(two))), CONVERGE_S, "one tree")
     assert closed.items() <= content(here.mounts[0].path).items()
+
+
+@pytest.mark.soak
+def test_garbage_of_a_changing_file_goes_while_all_machines_work(site: Callable[..., Site]) -> None:
+    here = site("--retention", "6s")  # so a mount collects every second; two minutes in all
+    one, two, three = here.paths
+    kept, size, commits = os.urandom(32 << 20), 16 << 20, 60
+    (one / "kept").write_bytes(kept)
+    stop = threading.Event()
+    seen: list[bytes] = []
+    errors: list[BaseException] = []
+
+    def watch() -> None:
+        try:
+            while not stop.is_set():
+                seen.append((two / "kept").read_bytes())
+                assert seen.pop() == kept
+        except BaseException as error:
+            errors.append(error)
+
+    def scribble() -> None:
+        try:
+            for number in range(10_000):
+                if stop.is_set():
+                    return
+                (three / f"small{number % 20}").write_bytes(b"%d " % number * 1000)
+        except BaseException as error:
+            errors.append(error)
+
+    def used_bytes() -> int:
+        return int(json.loads(here.swarm.nodes[0].rpc("repo/stat"))["RepoSize"])
+
+    others = [threading.Thread(target=work) for work in (watch, scribble)]
+    for other in others:
+        other.start()
+    sizes = []
+    try:
+        for _ in range(commits):
+            (one / "changing").write_bytes(os.urandom(size))
+            sizes.append(used_bytes())
+    finally:
+        stop.set()
+        for other in others:
+            other.join()
+    assert errors == []
+    print("repository in MiB after each commit:", *(used >> 20 for used in sizes))
+    assert max(sizes) < commits * size / 2
+    wait_for(lambda: used_bytes() < len(kept) + 4 * size, CONVERGE_S, "garbage to go")
+    wait_for(lambda: converged(here.paths, len(os.listdir(one))), CONVERGE_S, "one tree")
+    assert (two / "kept").read_bytes() == kept

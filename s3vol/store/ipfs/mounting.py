@@ -18,7 +18,7 @@ from s3vol.errors import UsageError
 from s3vol.store.base import Store
 from s3vol.store.ipfs.base import EVERYWHERE, Blocks, Cluster
 from s3vol.store.ipfs.cluster import ClusterPeer
-from s3vol.store.ipfs.collect import Collector
+from s3vol.store.ipfs.collect import EVERY_S, Collector
 from s3vol.store.ipfs.heads import Connect
 from s3vol.store.ipfs.kubo import Kubo
 from s3vol.store.ipfs.opening import OpenVolume, VolumeSettings, open_volume
@@ -94,11 +94,16 @@ async def opened(source: Source, settings: IpfsSettings, directory: Path, health
         await volume.aclose()
 
 
+def rounds_s(retention_s: float) -> float:
+    """How often a mount collects: what is kept too long is a sixth of what is kept by intention."""
+    return min(EVERY_S, max(retention_s / 6, 1.0))
+
+
 @contextlib.asynccontextmanager
 async def mounted(source: Source, settings: IpfsSettings, directory: Path, health: Health) -> AsyncIterator[Store]:
     """The open volume as a store, which publishes and collects in the background. Raises as `opened`."""
     async with opened(source, settings, directory, health) as volume, trio.open_nursery() as nursery:
         nursery.start_soon(volume.run)
-        nursery.start_soon(Collector(volume, retention_s=settings.retention_s).run)
+        nursery.start_soon(Collector(volume, retention_s=settings.retention_s).run, rounds_s(settings.retention_s))
         yield volume.store(source.prefix)
         nursery.cancel_scope.cancel()
