@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from s3vol.store.base import Store
 from s3vol.store.fault import FaultStore
 from s3vol.store.file import FILE_CAPABILITIES, FileStore
+from s3vol.store.ipfs.cluster import ClusterPeer
+from s3vol.store.ipfs.kubo import Kubo
 from s3vol.store.ipfs.opening import VolumeSettings, open_volume
 from s3vol.store.ipfs.store import IPFS_CAPABILITIES
 from s3vol.store.limit import LimitStore
@@ -22,6 +25,7 @@ from s3vol.store.s3_client import connect
 from s3vol.store.settings import Source
 from s3vol.store.trace import TraceStore
 from s3vol.types import KIB, Health
+from tests.support.ipfs import PASSWORD, USER, Swarm
 from tests.support.ipfs_memory import MemoryBlocks, MemoryCluster, Network
 from tests.support.minio import Minio
 from tests.support.s3 import MINIO_CAPABILITIES, settings_for
@@ -131,6 +135,30 @@ async def ipfs(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[
     await opened.aclose()
 
 
+@pytest.fixture(scope="session")
+def ipfs_daemons() -> Iterator[Swarm]:
+    """A Kubo and a Cluster peer. Missing ones fail: only `soak` asks for them here."""
+    with Swarm(1) as one:
+        yield one
+
+
+@asynccontextmanager
+async def ipfs_real(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[OpenAt]:
+    """A volume in IPFS, on real daemons."""
+    swarm: Swarm = request.getfixturevalue("ipfs_daemons")
+    (node,) = swarm.nodes
+    settings = VolumeSettings(f"v{uuid.uuid4().hex}", tmp_path / "state", scan_s=0.0)
+    peer = ClusterPeer(node.cluster_url, login=(USER, PASSWORD))
+    opened = await open_volume(Kubo(node.kubo_url), peer, settings, health=Health())
+    capabilities = replace(IPFS_CAPABILITIES, min_part_bytes=PART_BYTES)
+
+    async def open_at(prefix: str) -> Store:
+        return opened.view(prefix, capabilities=capabilities)
+
+    yield open_at
+    await opened.aclose()
+
+
 BACKENDS: dict[str, Backend] = {
     "memory": memory,
     "memory-poor": memory_poor,
@@ -139,9 +167,13 @@ BACKENDS: dict[str, Backend] = {
     "file-sidecar": file_sidecar,
     "s3": s3,
     "ipfs": ipfs,
+    "ipfs-daemons": ipfs_real,
 }
 
-MARKS: dict[str, list[pytest.MarkDecorator]] = {"s3": [pytest.mark.minio]}
+MARKS: dict[str, list[pytest.MarkDecorator]] = {
+    "s3": [pytest.mark.minio],
+    "ipfs-daemons": [pytest.mark.ipfs, pytest.mark.soak],
+}
 """Marks of a backend's tests, by the same names: what needs a server is marked here."""
 
 
