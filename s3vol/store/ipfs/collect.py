@@ -132,7 +132,8 @@ class Collector:
             dead = State(self._parts.volume.state.tree, segment.dead_clock)
             late = {writer for writer, state in others.items() if state is None or not state.includes(dead)}
             holders |= late
-            if not late and segment.dead_at_s + self._retention_s <= now_s:
+            owed = self._parts.segments.owes_to(segment)
+            if not late and not owed and segment.dead_at_s + self._retention_s <= now_s:
                 removable.append(segment)
         return removable, tuple(sorted(holders))
 

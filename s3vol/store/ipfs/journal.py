@@ -112,6 +112,7 @@ class Loaded:
     intent: Published | None = None
     number: int = 0  # the greatest number of a change that may have been published
     segments_made: int = 0
+    register_lost: bool = False  # the cluster knows less than was published
     base: Published | None = None  # what the changes were made on top of
     changes: list[tuple[int, str, Entry | Cid | None]] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)

@@ -156,7 +156,7 @@ async def _agree(loaded: Loaded, heads: Heads, journal: Journal, settings: Volum
         return replace(loaded, writer=writer, base=base, published=None, intent=None, segments=[], commits=[])
     if loaded.intent and told == loaded.intent.sequence:
         return replace(loaded, published=loaded.intent, base=loaded.intent)
-    return loaded
+    return replace(loaded, register_lost=loaded.published is not None and told < loaded.published.sequence)
 
 
 async def _build(

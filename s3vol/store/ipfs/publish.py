@@ -78,6 +78,7 @@ class Publisher:
         known = [one.sequence for one in (loaded.published, loaded.intent) if one]
         self._sequence = max(known, default=0)
         self._rows: dict[Cid, int] = {}  # nodes of long rows in the journal, by the change that needs them
+        self._lost = loaded.register_lost
         self._known_at_s = 0.0  # from then on all nodes know our register
         self._lock = trio.Lock()
         self.wanted = trio.Event()  # something was changed
@@ -143,8 +144,13 @@ class Publisher:
         """Return when the register leads to all that was changed before this call. Raises Unavailable."""
         wanted = self.last_change
         async with self._lock:
-            if self.published is None or self.published.upto < wanted or self.lags:
+            current = self.published
+            if current and current.upto >= wanted and not (self.lags or self._lost or self._segments.waiting):
+                return
+            try:
                 await self._publish()
+            finally:
+                self._volume.tidy([self.published.tree] if self.published else [])
 
     async def _publish(self) -> None:
         await trio.sleep_until(self._known_at_s)
@@ -193,12 +199,12 @@ class Publisher:
         if self.published is not None:
             self._note_old(self.published.commit, self.published.sequence)
         self.published = intent
+        self._lost = False
         for row in done:
             del self._rows[row]
         await self._journal.write(
             put_fact("published", intent), drop_changes(intent.upto), *(drop_block(row) for row in done)
         )
-        self._volume.tidy([intent.tree])
 
     def _note_old(self, cid: Cid, sequence: int) -> None:
         """A commit whose pin is to be removed, unless it is the published one, some time after now."""

@@ -121,6 +121,15 @@ class Segments:
         """True for a block that is neither staged nor in a segment."""
         return digest_of(block.cid) not in self._held and block.cid not in self._staged
 
+    @property
+    def waiting(self) -> bool:
+        """True when `gather` has something to do."""
+        return bool(self._staged or self._owed)
+
+    def owes_to(self, segment: Segment) -> bool:
+        """True when a block of this segment is still to be linked from a new one."""
+        return not self._owed.isdisjoint(segment.digests)
+
     def holds(self, digest: bytes) -> bool:
         """True when a segment of ours that is not condemned links the block, or one will at the next publication."""
         return digest in self._held or digest in self._owed or raw_of_digest(digest) in self._staged

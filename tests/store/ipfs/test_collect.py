@@ -217,3 +217,21 @@ async def _copy(volume: OpenVolume, source: str, target: str) -> None:
         await volume.view().copy(source, target, if_match=etag, metadata={})
     except (NotFound, PreconditionFailed):  # another node's change came between
         return
+
+
+async def test_what_is_packed_anew_is_there_before_the_old_segment_goes(
+    swarm: Swarm, volumes: list[OpenVolume], clock: Clock
+) -> None:
+    one, two = volumes
+    for number in range(10):
+        await write(one.view(), f"f{number}", f"content {number}")
+    for number in range(8):
+        await one.view().delete(f"f{number}")
+    await exchange(one, two)
+    assert (await collect(one, clock)).condemned == 1, "and nothing else is to be published"
+    await exchange(one, two)
+    clock.now_s += RETENTION_S + 1
+    assert (await collect(one, clock)).removed == 1
+    for node in swarm.network.nodes:
+        swarm.network.collect(node)
+    assert await everything(two.view()) == {"f8": "content 8", "f9": "content 9"}

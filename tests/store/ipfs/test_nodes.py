@@ -298,6 +298,20 @@ async def test_a_journal_that_is_an_old_copy_goes_on_as_a_new_writer(swarm: Swar
         assert "unpublished" in seen.values()
 
 
+async def test_a_register_that_the_cluster_lost_is_posted_again(swarm: Swarm) -> None:
+    one = await swarm.open(0)
+    for text in ("first", "second"):
+        await write(one.view(), "f", text)
+        await one.view().sync()
+    await one.aclose()
+    register = register_block(NAME, one.parts.volume.writer).cid
+    for node in swarm.network.nodes:
+        del node.records[register]
+    async with swarm.opened() as (again, two):
+        await again.view().sync()
+        assert await text_of(two.view(), "f") == "second"
+
+
 async def test_a_journal_has_one_user(swarm: Swarm) -> None:
     async with swarm.opened(0):
         with pytest.raises(UsageError, match="another s3vol"):
