@@ -12,6 +12,8 @@ only then other heads are merged: what others did meanwhile was not known to who
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +36,8 @@ from s3vol.store.ipfs.state import State
 from s3vol.store.ipfs.store import IPFS_CAPABILITIES, IpfsStore, Parts
 from s3vol.store.ipfs.volume import Volume
 from s3vol.types import Health
+
+log = logging.getLogger(__name__)
 
 JOURNAL = "ipfs-journal"
 _QUIET_S = 30.0
@@ -183,6 +187,7 @@ async def _build(
     nodes = Nodes()
     state = await _load_state(loaded.base, fetcher, nodes)
     volume = Volume(nodes, state, loaded.writer, loaded.number)
+    volume.on_conflicts = partial(_say, health)
     heads_fetcher = Fetcher(blocks, segments.staged, timeout_s=settings.head_timeout_s)
     publisher = Publisher(
         blocks, cluster, journal, volume, segments, heads, keeping, loaded, replicas=settings.replicas
@@ -203,6 +208,13 @@ async def _build(
         settings.commit_interval_s,
     )
     return OpenVolume(parts, heads, blocks, cluster, health)
+
+
+def _say(health: Health, names: Sequence[str]) -> None:
+    """Nothing was discarded, and somebody should look."""
+    health.count("ipfs.conflicts", len(names))
+    for name in names:
+        log.warning("two nodes changed the same file; the other content is kept as %s", name, extra={"key": name})
 
 
 async def _load_state(published: Published | None, fetcher: Fetcher, nodes: Nodes) -> State:

@@ -12,7 +12,7 @@ Rejected: a dot for each change (the tree is then rewritten for each, and closin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from s3vol.store.ipfs import state as states
 from s3vol.store.ipfs import tree
@@ -30,14 +30,14 @@ _KEPT_NODES = 1000  # below so many there is nothing worth forgetting
 
 
 class Volume:
-    """The present of a volume. `changed(names)` is called after a merge, with the names that look different now."""
+    """The present of a volume. `on_conflicts(names)` is called after a merge that brought some, with their names."""
 
     def __init__(self, nodes: Nodes, state: State, writer: str, number: int) -> None:
         self.nodes = nodes
         self.state = state
         self.writer = writer
         self.number = number
-        self.changed: Callable[[Iterable[str]], None] = lambda names: None
+        self.on_conflicts: Callable[[Sequence[str]], None] = lambda names: None
         self._view = View(nodes, state.tree)
         self._overlay: dict[str, Entry | None] = {}
         self._tidy_at = _KEPT_NODES
@@ -110,11 +110,11 @@ class Volume:
     def merge(self, other: State) -> bool:
         """Take another state in, whose nodes are all here. True when it told something."""
         before = self.seal()
+        known = set(self._view.aliases)
         self.state = states.join(self.nodes, before, other)
-        differing = tree.differing(self.nodes, before.tree, self.state.tree)
-        self._view.show(self.state.tree, differing)
-        if differing:
-            self.changed(differing)
+        self._view.show(self.state.tree, tree.differing(self.nodes, before.tree, self.state.tree))
+        if conflicts := sorted(self._view.aliases.keys() - known):
+            self.on_conflicts(conflicts)
         return self.state is not before
 
     def tidy(self, keep: Iterable[Cid]) -> None:

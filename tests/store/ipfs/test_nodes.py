@@ -104,6 +104,7 @@ async def test_two_nodes_that_create_the_same_file_both_succeed_and_both_are_kep
         assert sorted(filter(None, seen.values())) == ["of one", "of two"]
         assert len([key for key in seen if ".s3vol-conflict-n" in key]) == 1
         assert tree_of(one) == tree_of(two)
+        assert {volume.health.counts.get("ipfs.conflicts") for volume in (one, two)} == {1}
 
 
 async def test_a_condition_fails_once_the_other_nodes_change_has_arrived(swarm: Swarm) -> None:
