@@ -27,7 +27,7 @@ from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Change, Condi
 from s3vol.store.ipfs import journal as notes
 from s3vol.store.ipfs.base import Block
 from s3vol.store.ipfs.cid import Cid, digest_of, node_cid, raw_of_digest
-from s3vol.store.ipfs.content import ROW_PIECES, Row, cut, encode_row, etag_of
+from s3vol.store.ipfs.content import PIECE_MAX_BYTES, ROW_PIECES, Row, cut, encode_row, etag_of
 from s3vol.store.ipfs.entry import Dot, Entry, Piece, pack
 from s3vol.store.ipfs.fetch import Fetcher
 from s3vol.store.ipfs.journal import Journal, Statement
@@ -41,7 +41,13 @@ from s3vol.types import GIB, MIB, ObjectInfo
 _S_NS = 1_000_000_000
 _UNDATED = Dot(0, "")  # the seal gives an entry its dot
 
-IPFS_CAPABILITIES = Capabilities(etag_is_md5=False, conditions_span_nodes=False, max_part_bytes=GIB, max_put_bytes=GIB)
+IPFS_CAPABILITIES = Capabilities(
+    etag_is_md5=False,
+    conditions_span_nodes=False,
+    min_part_bytes=PIECE_MAX_BYTES,  # a smaller one would leave short blocks in the row for ever
+    max_part_bytes=GIB,
+    max_put_bytes=GIB,
+)
 
 
 @dataclass(slots=True)
