@@ -60,6 +60,30 @@ async def test_what_was_loaded_is_there_and_pinned(pair: Pair) -> None:
     assert leaves[0].cid not in pins
 
 
+@pytest.mark.parametrize("there", [True, False])
+async def test_what_is_loaded_as_an_update_is_pinned_and_the_former_pin_stays(pair: Pair, there: bool) -> None:
+    leaves = [raw(os.urandom(1000)) for _ in range(3)]
+    former, root = linked(leaves[:2]), linked(leaves)
+    await pair.blocks.load([*leaves, former], former.cid, timeout_s=WAIT_S)
+    if not there:
+        await pair.blocks.unpin(former.cid, timeout_s=WAIT_S)
+    await pair.blocks.load([leaves[2], root], root.cid, timeout_s=WAIT_S, update=former.cid)
+    await pair.blocks.load([leaves[2], root], root.cid, timeout_s=WAIT_S, update=former.cid)
+    await pair.blocks.collect(timeout_s=WAIT_S)
+    pins = await pair.blocks.pins(timeout_s=WAIT_S)
+    assert (root.cid in pins, former.cid in pins) == (True, there)
+    for block in (*leaves, root):
+        assert await pair.blocks.has(block.cid, timeout_s=WAIT_S)
+
+
+async def test_an_update_that_is_incomplete_is_unavailable(pair: Pair) -> None:
+    here, missing = raw(os.urandom(100)), raw(os.urandom(100))
+    former, root = linked([here]), linked([here, missing])
+    await pair.blocks.load([here, former], former.cid, timeout_s=WAIT_S)
+    with pytest.raises(Unavailable):
+        await pair.blocks.load([root], root.cid, timeout_s=SHORT_S, update=former.cid)
+
+
 async def test_an_empty_block_is_a_block(pair: Pair) -> None:
     block = raw(b"")
     await pair.blocks.load([block], block.cid, timeout_s=WAIT_S)

@@ -17,7 +17,7 @@ from tests.kernel.harness import Mounted, Node
 from tests.kernel.test_pjdfstest import EXECUTED_AT_LEAST, KNOWN
 from tests.support.ipfs import PASSWORD, USER, Swarm
 
-pytestmark = [pytest.mark.ipfs, pytest.mark.kernel]
+pytestmark = [pytest.mark.ipfs, pytest.mark.kernel, pytest.mark.soak]  # four minutes in all
 
 
 @pytest.fixture
@@ -39,7 +39,6 @@ def mount(lone: Swarm) -> Iterator[Callable[..., Mounted]]:
             yield lambda *options: node.mount(f"ipfs://v{uuid.uuid4().hex[:8]}", *options)
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_pjdfstest_fails_only_where_it_is_known_to(mount: Callable[..., Mounted]) -> None:
     found = pjdfstest(mount("-o", "allow_other,dev,suid", "--write-back", "--fsync", "local").path)
@@ -48,7 +47,6 @@ def test_pjdfstest_fails_only_where_it_is_known_to(mount: Callable[..., Mounted]
     assert found.failed == known
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_fsx_finds_no_difference(mount: Callable[..., Mounted]) -> None:
     here = mount("--write-back", "--cache-size", "8M", "--dirty-max", "4M")

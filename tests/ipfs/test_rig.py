@@ -48,6 +48,7 @@ def test_rest_asks_for_a_password(swarm: Swarm) -> None:
         swarm.nodes[0].rest("GET", "/id", login="s3vol:wrong")
 
 
+@pytest.mark.soak  # test_swarm.py has a partition through the kernel
 def test_halves_that_are_cut_off_write_on_and_rejoin() -> None:
     with Swarm(3, apart=True) as swarm:
         with swarm.cut([0], [1, 2]):

@@ -6,7 +6,7 @@ dependencies that its authors released it with. What shortens the build: no `go 
 tests of 250 modules import), no debug information, no C compiler, and one build cache for both, which share libp2p.
 
 From nothing (module cache and build cache empty) on two cores: downloads 15 s, Kubo 170 s and Cluster 85 s of
-processor time, about two and a half minutes in all. Module cache 1.2 GB, binaries 115 MB.
+processor time, about three minutes in all. Module cache 1.2 GB, binaries 115 MB.
 
 Rejected: images of a registry (not every CI reaches one), one module for both (Cluster with Kubo's
 dependencies is a program that nobody runs).
