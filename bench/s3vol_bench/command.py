@@ -105,13 +105,28 @@ def contestants(wish: Wish) -> tuple[list[Target], list[str], bool, bool]:
     return able, absent, PLAIN in wanted, DISK in wanted
 
 
+def traffic_bytes(rows: frozenset[str], sizes: Sizes, turns: int) -> int:
+    """About what a run sends, and as much it fetches, small files left out; `turns` is repeats times targets."""
+    stream = sizes.large_bytes + 5 * sizes.medium_bytes + sizes.files_5m * (5 << 20)
+    scattered = 5 * sizes.medium_bytes
+    groups = {BY_NAME[name].group for name in rows}
+    each = {"stream": stream, "random": scattered, "matrix": 8 * sizes.large_bytes // 2}
+    return turns * sum(size for group, size in each.items() if group in groups)
+
+
 def run(wish: Wish, endpoint: Endpoint, say: Callable[[str], None]) -> Result:
     """Measure and write the report. Raises UsageError before anything is done, S3volError after."""
     check(wish)
     targets, absent, with_plain, with_disk = contestants(wish)
     order = Order(chosen_rows(wish), wish.sizes, wish.repeats, targets, wish.budget_s, with_disk, with_plain)
     began_s = time.monotonic()
+    traffic = traffic_bytes(order.rows, order.sizes, order.repeats * (len(targets) + with_plain))
     with _occupied(endpoint, say) as room, _scratch(wish.scratch) as scratch:
+        where = f"s3://{room.endpoint.bucket}/{room.endpoint.prefix}"
+        print(
+            f"s3vol: up to {format_bytes(traffic)} each way, below {where}, which is removed at the end",
+            file=sys.stderr,
+        )
         runner = Runner(room, order, scratch, say)
         runner.run()
         costs = _stages(wish, room, scratch, say)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from s3vol.cli import main
-from s3vol_bench.rows import ROWS
+from s3vol_bench.command import traffic_bytes
+from s3vol_bench.rows import QUICK, ROWS
 
 
 def said(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -57,3 +58,8 @@ def test_a_missing_program_is_named_with_the_way_out(
 def test_the_list_shows_every_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [row.name for row in ROWS]
+
+
+def test_the_traffic_is_told_before_it_is_made() -> None:
+    assert traffic_bytes(frozenset({"create-1"}), QUICK, 10) == 0
+    assert traffic_bytes(frozenset({"create-1", "write-1"}), QUICK, 10) > 10 * QUICK.large_bytes

@@ -46,6 +46,7 @@ def test_the_suite_runs_beside_the_endpoint_the_disk_and_s3fs_and_keeps_its_repo
     run = bench(minio, tmp_path, f"s3://{bucket.name}", *words, "--targets", "plain,s3vol,s3vol-write-back,s3fs,disk")
     said, errors = run.communicate(timeout=550)
     assert run.returncode == 0, f"{said}\n{errors}"
+    assert f"each way, below s3://{bucket.name}/s3vol-bench-" in errors
     result = json.loads((KEPT / "result.json").read_text())
     ours = {(s["row"], s["target"]) for s in result["samples"] if s["value"] and not s["error"]}
     for target in ("s3vol", "s3vol-write-back", "disk"):
