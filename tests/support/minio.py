@@ -294,8 +294,23 @@ class Minio:
         """Create an empty bucket with a fresh name."""
         name = f"{prefix}-{uuid.uuid4().hex[:12]}"
         self._own_client = self._own_client or self.client()
-        self._own_client.create_bucket(Bucket=name)
+        wait_for(lambda: self._created(name), START_S, f"bucket {name}")
         return name
+
+    def _created(self, name: str) -> bool:
+        """Create a bucket; False while the server, though healthy, answers 503: it does on a machine under load."""
+        from botocore.exceptions import ClientError
+
+        assert self._own_client is not None
+        try:
+            self._own_client.create_bucket(Bucket=name)
+        except ClientError as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status == 503:
+                return False
+            if error.response["Error"]["Code"] != "BucketAlreadyOwnedByYou":  # made by an attempt that said 503
+                raise
+        return True
 
 
 @contextlib.contextmanager
