@@ -158,7 +158,7 @@ class MemoryBlocks(_Client):
         await self._call("has")
         return cid in self.node.blocks
 
-    async def load(self, blocks: Sequence[Block], root: Cid, *, timeout_s: float) -> None:
+    async def load(self, blocks: Sequence[Block], root: Cid, *, timeout_s: float, update: Cid | None = None) -> None:
         await self._call("load")
         for block in blocks:
             check(block.cid, block.body)

@@ -77,8 +77,11 @@ class Blocks(Protocol):
         """True when this daemon holds the block itself. Asks no other one."""
         ...
 
-    async def load(self, blocks: Sequence[Block], root: Cid, *, timeout_s: float) -> None:
-        """Store blocks and pin `root` recursively, in one step that garbage collection cannot come between.
+    async def load(self, blocks: Sequence[Block], root: Cid, *, timeout_s: float, update: Cid | None = None) -> None:
+        """Store blocks and pin `root` recursively; what garbage collection took in between is stored again.
+
+        `update` is a pinned root that this one differs little from: what both have is then not read again, which is
+        most of a large DAG. That pin stays. One that is not there does no harm.
 
         `blocks` holds `root`, and everything below it that this daemon may not have. Afterwards all of it is stored,
         and fsynced where Kubo is so configured. Raises Unavailable when the DAG is incomplete (`PinErrorMsg`); blocks

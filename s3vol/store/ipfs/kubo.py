@@ -41,6 +41,8 @@ COMMANDS = 4
 CONNECT_S = 5.0
 GRACE_S = 2.0  # a daemon that gave up in time still has to say so
 
+_UPDATE_S = 10.0  # it reads what has just been stored; a block that is gone would be waited for in vain
+
 _BOUNDARY = b"s3vol-car"
 
 
@@ -139,10 +141,30 @@ class Kubo:
             return False
         return True
 
-    async def load(self, blocks: Sequence[Block], root: Cid, *, timeout_s: float) -> None:
-        """Store blocks and pin `root`, in one step. Raises Unavailable when the DAG is incomplete."""
+    async def load(self, blocks: Sequence[Block], root: Cid, *, timeout_s: float, update: Cid | None = None) -> None:
+        """Store blocks and pin `root`. Raises Unavailable when the DAG is incomplete.
+
+        In one step, as dag/import does it, every block of the DAG is read. With `update` it is two steps, of which the
+        second reads the difference only. Whatever that meets (a collection in between, no such pin) the one step mends.
+        """
+        if update is not None and await self._update(blocks, root, update, timeout_s):
+            return
+        what = f"dag/import {text(root)}"
+        _check_import(await self._import(blocks, root, what, timeout_s, pin=True), root, what)
+
+    async def _update(self, blocks: Sequence[Block], root: Cid, update: Cid, timeout_s: float) -> bool:
+        try:
+            await self._import(blocks, root, f"dag/import {text(root)}", timeout_s, pin=False)
+            await self._command(
+                "/pin/update", text(update), text(root), timeout_s=min(timeout_s, _UPDATE_S), unpin="false"
+            )
+        except S3volError:  # the import in one step says what is wrong, if anything is
+            return False
+        return True
+
+    async def _import(self, blocks: Sequence[Block], root: Cid, what: str, timeout_s: float, *, pin: bool) -> list[Any]:
         headers = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY.decode()}"}
-        opts = {"timeout": f"{timeout_s * 1000:.0f}ms", "pin-roots": "true"}
+        opts = {"timeout": f"{timeout_s * 1000:.0f}ms", "pin-roots": "true" if pin else "false"}
 
         def work() -> list[Any]:
             answers: list[Any] = self._session.request(
@@ -155,8 +177,7 @@ class Kubo:
             )
             return answers
 
-        what = f"dag/import {text(root)}"
-        _check_import(await self._in_thread(work, what, self._commands, timeout_s), root, what)
+        return await self._in_thread(work, what, self._commands, timeout_s)
 
     async def pin(self, cid: Cid, *, timeout_s: float) -> None:
         """Pin recursively; fetches what is missing."""

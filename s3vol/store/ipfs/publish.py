@@ -183,11 +183,9 @@ class Publisher:
         bodies = [Block(one, nodes.body(one)) for one in new]
         bodies += [Block(node_cid(root), root), Block(cid, commit)]
         self._note_old(cid, self._sequence)
-        await self._blocks.load(bodies, cid, timeout_s=keeping.timeout_s)
-        options = PinOptions(
-            f"s3vol/{keeping.volume}/commit/{keeping.writer}/{self._sequence}",
-            update=self.published.commit if self.published else None,
-        )
+        former = self.published.commit if self.published else None
+        await self._blocks.load(bodies, cid, timeout_s=keeping.timeout_s, update=former)
+        options = PinOptions(f"s3vol/{keeping.volume}/commit/{keeping.writer}/{self._sequence}", update=former)
         try:
             await self._cluster.pin(cid, options, timeout_s=keeping.timeout_s)
         except NotFound:  # the former commit's pin was lost or removed: peers walk the whole tree once
