@@ -28,8 +28,9 @@ from s3vol.store.ipfs.cid import Cid, node_cid, of_text, text
 from s3vol.store.ipfs.entry import encode
 from s3vol.store.ipfs.state import FORMAT
 
-SCAN_S = 5.0
-"""A scan reads 0.4 KiB for each pin, some 10 ms for a thousand segments."""
+SCAN_S = 3.0
+"""How late the first file of a new node may be seen, and how long that node waits before it publishes at all. A scan
+reads 0.4 KiB for each pin: some 10 ms for a thousand segments."""
 
 _SPREAD_S = 1.0  # a record reaches the peers within 20 ms
 PEER_TIMEOUT_S = 2.0  # a register is read in 1 ms on a LAN

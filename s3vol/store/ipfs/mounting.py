@@ -25,10 +25,6 @@ from s3vol.store.ipfs.opening import OpenVolume, VolumeSettings, open_volume
 from s3vol.store.settings import IpfsSettings, Source
 from s3vol.types import Health
 
-SCAN_S = 5.0
-"""How late the first file of a new node may be seen, and how long that node waits before it publishes at all. A scan of
-a pinset of some thousand pins takes tens of milliseconds."""
-
 
 def journal_directory(cache: Path) -> Path:
     """Where a mount's journal is: beside its cache directory, which holds nothing else."""
@@ -54,8 +50,7 @@ def read_login(file: Path | None) -> tuple[str, str] | None:
 
 
 def clients(settings: IpfsSettings) -> tuple[Blocks, Cluster, Connect | None]:
-    """Clients of this node's daemons, and (heads=peers) a maker of clients for other nodes' peers. Raises
-    UsageError."""
+    """Clients of this node's daemons, and with heads=peers a maker of those for other nodes' peers."""
     login = read_login(settings.login_file)
 
     def connect(url: str) -> Cluster:
@@ -78,7 +73,6 @@ async def opened(source: Source, settings: IpfsSettings, directory: Path, health
         replication_min=copies,
         replication_max=copies,
         timeout_s=settings.timeout_s,
-        scan_s=SCAN_S,
     )
     blocks, cluster, connect = clients(settings)
     try:
