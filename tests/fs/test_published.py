@@ -50,3 +50,11 @@ async def test_local_close_and_fsync_do_not_wait_for_the_store(nodes: Nodes, buc
     await node.fs.fsync(fh)
     await node.close(fh)
     assert store.published == 0
+
+
+async def test_a_flush_waits_for_the_store_whatever_the_mode(nodes: Nodes, bucket: MemoryBucket) -> None:
+    store = Later(bucket)
+    node: Node = await nodes("a", store, close_remote=False, fsync_remote=False)
+    await node.close(await node.create("f"))
+    await node.fs.flush_path(None, lambda _: None)
+    assert store.published == 1
