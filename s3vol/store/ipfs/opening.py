@@ -112,7 +112,8 @@ class OpenVolume:
             if self.parts.publisher.behind:
                 await self.parts.publisher.publish()
         except S3volError as error:
-            self.health.last_error = f"publishing {self.parts.name}: {error}"
+            kept = "the last changes are not published: they are in the journal, and the next mount publishes them"
+            log.warning("ipfs://%s: %s (%s)", self.parts.name, kept, error)
         finally:
             with trio.CancelScope(shield=True):
                 await self.parts.journal.aclose()

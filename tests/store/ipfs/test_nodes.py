@@ -208,6 +208,21 @@ async def test_bytes_that_are_not_the_block_are_refused(swarm: Swarm) -> None:
             await two.view().get("f", 0, info.size)
 
 
+async def test_closing_while_the_cluster_is_away_keeps_what_is_not_published_and_says_so(
+    swarm: Swarm, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = await swarm.open(0)
+    await write(one.view(), "f", "kept")
+    swarm.network.nodes[0].up = False
+    await one.aclose()
+    assert "the next mount publishes them" in caplog.text
+    swarm.network.nodes[0].up = True
+    async with swarm.opened() as (_, two):
+        assert await text_of(two.view(), "f") is None
+    async with swarm.opened(1) as (two,):
+        assert await text_of(two.view(), "f") == "kept"
+
+
 # -- crashes
 
 
