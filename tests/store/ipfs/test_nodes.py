@@ -161,7 +161,7 @@ async def test_a_node_that_is_gone_takes_nothing_with_it_that_was_synced(tmp_pat
 
 async def test_sync_says_when_there_are_not_enough_replicas(swarm: Swarm) -> None:
     swarm.network.nodes[1].up = False
-    one = await swarm.open(0, replicas=2, timeout_s=0.3)
+    one = await swarm.open(0, replicas=2, timeout_s=2)
     await write(one.view(), "f", "x")
     with pytest.raises(Unavailable, match="2 peers"):
         await one.view().sync()
