@@ -27,7 +27,10 @@ hypothesis.settings.load_profile("s3vol")
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Daemons of IPFS talk to whom they can: before the first thread there is, this process leaves the network."""
     if any(item.get_closest_marker("ipfs") for item in session.items) and not session.config.option.collectonly:
-        netns.isolate()
+        try:
+            netns.isolate()
+        except OSError as error:
+            raise pytest.UsageError(f"tests marked `ipfs` cannot run: {error}; leave them out: -m 'not ipfs'") from None
 
 
 @pytest.fixture(scope="session")

@@ -115,8 +115,12 @@ def ensure(program: Program) -> str:
 def main() -> int:
     """Find or build both and print their paths."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ensure", action="store_true", help="find or build the daemons and print their paths")
-    parser.parse_args()
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--ensure", action="store_true", help="find or build the daemons and print their paths")
+    what.add_argument("--find", action="store_true", help="only find them; status 1 when one has to be built")
+    args = parser.parse_args()
+    if args.find:
+        return 0 if all(find(program) for program in (KUBO, CLUSTER)) else 1
     try:
         for program in (KUBO, CLUSTER):
             print(ensure(program))
