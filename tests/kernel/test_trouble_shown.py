@@ -32,22 +32,22 @@ def test_an_error_is_one_line_with_operation_path_and_request(
     bucket: Bucket, mount: MountFactory, minio: Minio
 ) -> None:
     with hostile(minio.port) as proxy:
-        here = mount("a", "--timeout", "4s", "--log-format", "json", AWS_ENDPOINT_URL=proxy.endpoint)
+        here = mount("a", "--log-format", "json", AWS_ENDPOINT_URL=proxy.endpoint)
         (here.path / "d").mkdir()
         bucket.client.put_object(Bucket=bucket.name, Key="d/theirs", Body=b"body")
         refused = {"PUT": "/d/ours", "GET": "/d/theirs"}
         proxy.harm(
             lambda request: (
-                Fault.SLOW_DOWN
+                Fault.SKEWED  # refused at once: nothing depends on how long repeating takes
                 if request.target.partition("?")[0].endswith(refused.get(request.method, "\0"))
                 else Fault.NONE
             )
         )
         fd = os.open(here.path / "d" / "ours", os.O_WRONLY | os.O_CREAT)
         os.write(fd, b"body")
-        with pytest.raises(OSError, match="Input/output"):
+        with pytest.raises(OSError, match="Permission denied"):
             os.fsync(fd)
-        with pytest.raises(OSError, match="Input/output"):
+        with pytest.raises(OSError, match="Permission denied"):
             (here.path / "d" / "theirs").read_bytes()
         proxy.heal()
         os.close(fd)  # before any child process exists: its copy would be closed too
@@ -57,7 +57,6 @@ def test_an_error_is_one_line_with_operation_path_and_request(
     asked = {("fsync", "d/ours", REQUEST_ID), ("read", "d/theirs", REQUEST_ID)}
     assert asked <= said <= asked | {("publish", "d/ours", REQUEST_ID)}
     assert len([event for event in troubles(here) if event["op"] == "fsync"]) == 1
-    assert endpoint["retries"] > 0
     assert REQUEST_ID in endpoint["last_error"]
 
 
