@@ -121,6 +121,7 @@ OWN: Mapping[str, Option] = {
 }
 
 _DRIVER = "the driver sets it"
+_IPFS = "for volumes in IPFS, which `s3vol mount` has and the driver has not"
 TAKEN: Mapping[str, str] = {
     "cache-dir": f"{_DRIVER}: each volume has its own; `cache-directory` in plugin.toml moves all",
     "log-file": f"{_DRIVER}; `log-level` can be set",
@@ -131,6 +132,7 @@ TAKEN: Mapping[str, str] = {
     "suid": "set-user-ID bits are never honoured on a volume",
     "sse-c-key": "names a file of root's, which only an administrator may: [defaults] in plugin.toml",
     "profile": "depends on root's AWS configuration on each node; write credentials=NAME",
+    **{name: _IPFS for name, row in OPTIONS.items() if row.group == "IPFS"},
 }
 """Rows of the mount options table that a volume cannot have, and why."""
 
@@ -144,7 +146,7 @@ MISSING: Mapping[str, str] = {
 MISSING_VALUES: Mapping[tuple[str, str], str] = {
     ("access", "exclusive"): "volumes are shared: run one replica, and its successor on another node finds its data",
     ("consistency", "strict"): "only close-to-open is there",
-    ("backend", "ipfs"): "only s3 is there",
+    ("backend", "ipfs"): "volumes in IPFS are for `s3vol mount`; the driver has s3 and file",
     ("cache-mode", "off"): "everything goes through the cache; write writethrough",
     ("mode", "exclusive"): "volumes are shared or readonly",
 }
