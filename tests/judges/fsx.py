@@ -76,8 +76,8 @@ def whole(seed: int, operations: int) -> Course:
 
 
 def across_borders(seed: int, operations: int) -> Course:
-    """A course on a file of up to 40 MiB: chunks of 1 MiB, one PUT up to 16 MiB, parts of 8 MiB beyond."""
-    return Course(seed, operations, flen_bytes=40 * MIB, opsize_bytes=MIB // 4, truncate=0.4, sync=0.1, msync=False)
+    """A course on a file of up to 24 MiB: chunks of 1 MiB, one PUT up to 16 MiB, parts of 8 MiB beyond."""
+    return Course(seed, operations, flen_bytes=24 * MIB, truncate=0.4, sync=0.1, msync=False)
 
 
 def exercise(

@@ -149,10 +149,14 @@ def memory_cgroup(limit_bytes: int) -> Iterator[MemoryCgroup]:
         group.rmdir()
 
 
+def tools_folder() -> Path:
+    """Where `tools/bootstrap` puts what is not a package of the system."""
+    return Path(os.environ.get("S3VOL_TOOLS_DIR") or _REPOSITORY / ".cache")
+
+
 def tool(name: str) -> str:
     """Path of a test program that `tools/bootstrap test` installs."""
-    folder = os.environ.get("S3VOL_TOOLS_DIR") or str(_REPOSITORY / ".cache")
-    path = os.pathsep.join([f"{folder}/bin", os.environ.get("PATH", ""), str(Path.home() / ".cargo/bin")])
+    path = os.pathsep.join([f"{tools_folder()}/bin", os.environ.get("PATH", ""), str(Path.home() / ".cargo/bin")])
     found = shutil.which(name, path=path)
     assert found, f"{name} is missing: run tools/bootstrap test"
     return found
