@@ -54,7 +54,7 @@ bench-docker: ## how long a container waits for its volume, against a local one
 	@tools/with-tools $(BIN)/python -m bench.docker $(ARGS)
 
 posix: ## what pjdfstest, fsx and other judges find on s3vol, s3fs and rclone, in one run
-	@tools/bootstrap test
+	@tools/bootstrap bench
 	@tools/with-tools $(BIN)/python -m bench.posix $(ARGS)
 
 soak: ## the long tests

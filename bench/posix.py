@@ -3,8 +3,8 @@
 Each judge (tests/judges) runs on the local disk first, then on each mount; a judge that the disk fails is not shown.
 Each file system gets a bucket of its own, and a fresh mount for each judge, so that one that dies has failed that
 judge only; the checks of pjdfstest that could not run because the file system had died count as failed. The peers
-run as their manuals say for programs that rewrite files: s3fs with its defaults, rclone with `--vfs-cache-mode full`. One
-that is not installed is left out, and said.
+run as their manuals say for programs that rewrite files: s3fs with its defaults, rclone with
+`--vfs-cache-mode full`. One that is not installed is left out, and said.
 
 This compares what is right, not how fast: there are no times in it.
 """
@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -123,23 +124,24 @@ def subjects() -> list[Subject]:
             print(f"posix: {name} is not installed, and left out", file=sys.stderr)
             continue
         said = subprocess.run([name, "--version"], env=clean_environment(), capture_output=True, text=True, check=True)
-        found.append(Subject(name, next(w for w in said.stdout.split() if w[:1] in "v0123456789").strip("v"), mount))
+        version = re.search(r"\b[vV]?(\d+\.\d[\w.]*)", said.stdout)
+        found.append(Subject(name, version[1] if version else "", mount))
     return found
 
 
 def judged(judge: Judge, subject: Subject, server: Minio, scratch: Path, disk: Verdict) -> tuple[Verdict, bool]:
     """The verdict on a fresh mount, and whether the file system was alive at the end."""
-    with tempfile.TemporaryDirectory(dir=scratch) as name:
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="") as name:  # short: sockets have paths of 108 bytes at most
         folder = Path(name)
         folder.chmod(0o755)
         with subject.mount(server, server.new_bucket("posix"), folder) as point:
             try:
-                (point / "judged").mkdir()
-                found = judge(point / "judged")
+                (point / "j").mkdir()
+                found = judge(point / "j")
             except OSError as error:
                 found = Verdict(disk.executed, disk.executed, str(error))
             try:
-                alive = os.path.isdir(point / "judged")
+                alive = os.path.isdir(point / "j")
             except OSError:
                 alive = False
     return found, alive
@@ -162,7 +164,7 @@ def main() -> int:
     print(f"{date.today()}, Linux {platform.release()}: " + ", ".join(f"{s.name} {s.version}" for s in chosen) + "\n")
     print("| checks passed | " + " | ".join(subject.name for subject in chosen) + " |")
     print("|---" * (len(chosen) + 1) + "|", flush=True)
-    with tempfile.TemporaryDirectory(prefix="s3vol-posix-") as name, Minio() as server:
+    with tempfile.TemporaryDirectory(prefix="posix-") as name, Minio() as server:
         scratch = Path(name)
         scratch.chmod(0o755)
         for title, judge in JUDGES.items():
