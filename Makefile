@@ -57,7 +57,7 @@ posix: ## what pjdfstest, fsx and other judges find on s3vol, s3fs and rclone, i
 	@tools/bootstrap bench
 	@tools/with-tools $(BIN)/python -m bench.posix $(ARGS)
 
-soak: ## the long tests
+soak: ## the long tests: two to three hours on two cores
 	@tools/bootstrap test
 	@tools/test -m soak --timeout=0 $(ARGS)
 
