@@ -90,7 +90,7 @@ class Steps:
         self._failed: list[str] = []
         self._said = ""
 
-    def run(self, name: str, *argv: str | Path, timeout_s: float = 240.0, **more: object) -> str | None:
+    def run(self, name: str, *argv: str | Path, timeout_s: float = 900.0, **more: object) -> str | None:
         """A step that is a program: it has to end with 0. Returns what it said, None after a failure."""
         if self._failed:
             return None
