@@ -124,7 +124,7 @@ async def ipfs(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[
     """A volume in IPFS, on a node whose daemons are in memory."""
     network = Network()
     node = network.nodes[0]
-    settings = VolumeSettings("volume", tmp_path / "state")
+    settings = VolumeSettings("volume", tmp_path / "state", scan_s=0.0)
     opened = await open_volume(MemoryBlocks(network, node), MemoryCluster(network, node), settings, health=Health())
     capabilities = replace(IPFS_CAPABILITIES, min_part_bytes=PART_BYTES)
 
