@@ -127,9 +127,9 @@ async def test_a_wrong_password_is_denied(swarm: Swarm) -> None:
 
 async def test_a_peer_that_is_not_there_is_unavailable() -> None:
     client = ClusterPeer(f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match="is it running, is the option cluster= its REST"):
         await client.identity(timeout_s=WAIT_S)
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match="is it running, is the option cluster= its REST"):
         await client.records("", timeout_s=WAIT_S)
     await client.aclose()
 

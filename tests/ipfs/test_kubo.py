@@ -129,7 +129,7 @@ async def test_info_shows_what_doctor_judges(kubo: Kubo, swarm: Swarm) -> None:
 
 async def test_a_daemon_that_is_not_there_is_unavailable_in_words() -> None:
     client = Kubo(f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(Unavailable, match="Connection refused"):
+    with pytest.raises(Unavailable, match=r"Connection refused.*is the option kubo= its RPC"):
         await client.stat(timeout_s=WAIT_S)
     await client.aclose()
 

@@ -70,6 +70,10 @@ class ClusterPeer:
                 return await work()
             except httpx.InvalidURL as error:  # more than 64 KiB of query: metadata are no place for content
                 raise Rejected(f"{what}: {error}") from error
+            except httpx.NetworkError as error:
+                raise Unavailable(
+                    f"IPFS-Cluster at {self._url}: {what}: {error}; is it running, is the option cluster= its REST?"
+                ) from error
             except httpx.HTTPError as error:
                 raise Unavailable(f"{what}: {str(error) or type(error).__name__}") from error
         raise Unavailable(f"{what}: no answer from {self._url} within {timeout_s:g} s")

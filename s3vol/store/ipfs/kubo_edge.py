@@ -59,7 +59,7 @@ def translate(error: Exception, what: str) -> S3volError:
                 return kind(f"{what}: {sentence}")
         kind, advice = _KIND_BY_STATUS.get(status, (Unavailable, ""))
         return kind(f"{what}: {advice or sentence} ({status})" if status else f"{what}: {sentence}")
-    return Unavailable(f"{what}: {_last_words(error)}")
+    return Unavailable(f"{what}: {_last_words(error)}; is Kubo running, is the option kubo= its RPC?")
 
 
 def _last_words(error: Exception) -> str:
