@@ -22,6 +22,7 @@ import botocore.exceptions
 from s3vol.errors import S3volError, UsageError
 from s3vol.store import edge
 from s3vol.store.base import Capabilities, Store
+from s3vol.store.connections import Reply
 from s3vol.store.decorator import Call
 from s3vol.store.file import FileStore
 from s3vol.store.limit import LimitStore
@@ -29,7 +30,7 @@ from s3vol.store.memory import MemoryStore
 from s3vol.store.probe import probe
 from s3vol.store.retry import RetryStore
 from s3vol.store.s3 import S3Store
-from s3vol.store.s3_client import Client, Reply, connect
+from s3vol.store.s3_client import Client, connect
 from s3vol.store.settings import Source, StoreSettings, parse_source
 from s3vol.store.trace import TraceStore
 from s3vol.types import Health

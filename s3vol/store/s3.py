@@ -1,12 +1,13 @@
 """S3 and MinIO as a Store: requests in, values out; no retry, no cache.
 
 Theory of operation. This class puts the prefix before keys, checks what can be checked before anything is sent, and
-gives each request to a thread (`s3_client`). What a single request is, is in `s3_calls`; a copy, which is several, in
-`s3_copy`. A condition that the endpoint would ignore is refused here: an ignored condition is a lost update.
+gives each request to the event loop (`s3_light`: small ones) or to a thread (`s3_calls`: the rest). A copy, which is
+several requests, is in `s3_copy`. A condition that the endpoint would ignore is refused here: an ignored condition is
+a lost update.
 
 Two answers of S3 do not say enough, and a second request settles them. HEAD has no body, so its 404 may be a missing
-bucket, or a proxy that lost its backend; a GET tells (`s3_calls.head`), and only NoSuchKey becomes NotFound. 416 does
-not say whether If-Match held (MinIO looks at the range first), so the ETag is looked up.
+bucket, or a proxy that lost its backend; a GET tells (`s3_light`, `s3_calls.head`), and only NoSuchKey becomes
+NotFound. 416 does not say whether If-Match held (MinIO looks at the range first), so the ETag is looked up.
 
 Rejected: trusting a 404 without an S3 error code (behind a reverse proxy, files vanish while the store restarts).
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from xml.etree import ElementTree
 
 import trio
@@ -26,6 +28,7 @@ from s3vol.store import s3_wire as wire
 from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Change, Condition, Page, Part, Upload
 from s3vol.store.s3_client import Client
 from s3vol.store.s3_copy import copy_object
+from s3vol.store.s3_light import LIGHT_BODY_BYTES, Light
 from s3vol.store.settings import Source
 from s3vol.types import ObjectInfo
 
@@ -73,18 +76,33 @@ class S3Store:
         wire.check_alias(whole)
         return whole
 
+    def _light(self, key: str, body_bytes: int = 0, *, reading: bool = False) -> Light | None:
+        """What does small requests on the event loop, if it can do this one."""
+        client = self._client
+        if body_bytes > LIGHT_BODY_BYTES or (key.endswith("/") and client.encryption.asked):
+            return None  # s3_calls knows the two ETags of encrypted markers
+        return None if reading and client.settings.checksum != "off" else client.light
+
     async def head(self, key: str) -> ObjectInfo:
         """See Store.head."""
-        found = await self._client.read(f"head {key}", s3_calls.head, self._client, self._key(key))
+        whole, what = self._key(key), f"head {key}"
+        light = self._light(whole)
+        if light is not None:
+            found = await light.head(what, whole)
+        else:
+            found = await self._client.read(what, s3_calls.head, self._client, whole)
         return replace(found, key=key)
 
     async def get(self, key: str, start: int, length: int, *, if_match: str | None = None) -> Buffer:
         """See Store.get."""
-        whole = self._key(key)
+        whole, what = self._key(key), f"get {key}"
         rules.check_range(start, length)
         body: Buffer | None = None
-        if length:
-            body = await self._client.read(f"get {key}", s3_calls.get, self._client, whole, start, length, if_match)
+        light = self._light(whole, length, reading=True)
+        if length and light is not None:
+            body = await light.get(what, whole, start, length, if_match)
+        elif length:
+            body = await self._client.read(what, s3_calls.get, self._client, whole, start, length, if_match)
         if body is not None:
             return body
         if if_match is not None or not length:
@@ -105,9 +123,20 @@ class S3Store:
         whole = self._key(key)
         rules.check_condition(condition, self._capabilities)
         rules.check_body(memoryview(body).nbytes, self._capabilities.max_put_bytes)
-        content = s3_calls.Content(body, wire.encode_metadata(metadata, self._capabilities), content_type)
+        what = f"put {key}"
+        encoded = wire.encode_metadata(metadata, self._capabilities)
         checked = self._capabilities.etag_is_md5
-        return await self._client.change(f"put {key}", _put, self._client, whole, content, condition, checked)
+        light = self._light(whole, memoryview(body).nbytes)
+        if light is None:
+            content = s3_calls.Content(body, encoded, content_type)
+            return await self._client.change(what, _put, self._client, whole, content, condition, checked)
+        checksum = self._client.settings.checksum != "off"
+        etag = await light.put(
+            what, whole, body, metadata=encoded, content_type=content_type, condition=condition, checksum=checksum
+        )
+        if checked:
+            s3_calls.check_body(what, body, etag)
+        return etag
 
     async def copy(
         self,
@@ -130,7 +159,12 @@ class S3Store:
     async def delete(self, key: str) -> None:
         """See Store.delete."""
         with contextlib.suppress(NotFound):  # some stores say NoSuchKey; that is what was asked for
-            await self._client.change(f"delete {key}", s3_calls.delete, self._client, self._key(key))
+            whole, what = self._key(key), f"delete {key}"
+            light = self._light(whole)
+            if light is not None:
+                await light.delete(what, whole)
+            else:
+                await self._client.change(what, s3_calls.delete, self._client, whole)
 
     async def list(
         self,
@@ -147,7 +181,7 @@ class S3Store:
         after = None if start_after is None else self._root + start_after
         with_metadata = metadata and self._capabilities.list_metadata
 
-        def page(wanted: bool) -> Page:
+        for wanted in (True, False) if with_metadata else (False,):
             query = s3_list.query(
                 self._root + prefix,
                 delimiter=delimiter,
@@ -156,23 +190,26 @@ class S3Store:
                 limit=limit,
                 metadata=wanted,
             )
-            reply = self._client.signed_get(query)
-            if reply.status != 200:
-                raise reply.error(f"list {prefix}")
-            return s3_list.parse(reply.body, self._root, limit=limit, wanted_metadata=wanted)
-
-        def either() -> Page:
-            if with_metadata:
-                try:
-                    return page(True)
-                except ElementTree.ParseError:  # a foreign metadata name broke it: the same page without metadata
-                    pass
             try:
-                return page(False)
+                return await self._page(f"list {prefix}", query, limit, wanted)
             except ElementTree.ParseError as error:
-                raise Unavailable(f"list {prefix}: the answer is no listing: {error}") from error
+                if not wanted:
+                    raise Unavailable(f"list {prefix}: the answer is no listing: {error}") from error
+        raise AssertionError  # a foreign metadata name broke the first page; the one without metadata is an answer
 
-        return await self._client.read(f"list {prefix}", either)
+    async def _page(self, what: str, query: str, limit: int, wanted_metadata: bool) -> Page:
+        """One request. Raises ElementTree.ParseError."""
+        light = self._client.light
+        if light is not None:
+            reply = await light.page(what, query)
+        else:
+            reply = await self._client.read(what, self._client.signed_get, query)
+        if reply.status != 200:
+            raise reply.error(what)
+        parse = partial(s3_list.parse, reply.body, self._root, limit=limit, wanted_metadata=wanted_metadata)
+        if len(reply.body) <= LIGHT_BODY_BYTES:
+            return parse()
+        return await trio.to_thread.run_sync(parse, abandon_on_cancel=True)  # a thousand rows take 20 ms
 
     async def create_upload(self, key: str, *, metadata: Mapping[str, str], content_type: str = FILE_TYPE) -> str:
         """See Store.create_upload."""

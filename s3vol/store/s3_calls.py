@@ -1,9 +1,10 @@
 """Single requests to S3, each one attempt: what is sent, and what the answer means. Synchronous; run in threads.
 
-Theory of operation. Every hot call exists twice: by obstore, and by botocore for what obstore would alter or refuse
+Theory of operation. Small requests usually go another way (s3_light); here are bodies, uploads, copies, and everything
+for an endpoint behind a proxy. Bodies go by obstore, and by botocore where obstore would alter or refuse something
 (keys ending in `/`, control characters, metadata names that look like system headers, large bodies). The two give the
-same values. Keys here are whole keys of the bucket. Exceptions are the clients' own; `Client.read` and
-`Client.change` translate them.
+same values. Keys here are whole keys of the bucket. Exceptions are the clients' own; `Client.read` and `Client.change`
+translate them.
 
 With `checksum` on, a read from the start of an object has no Range: S3 gives a checksum with a whole body only. Where
 the body turns out to be longer than what was asked for, the rest is not fetched. Parts of an upload carry no checksum
@@ -19,9 +20,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import obstore
 from botocore.exceptions import ClientError
@@ -37,11 +38,6 @@ from s3vol.types import ObjectInfo
 if TYPE_CHECKING:
     from obstore import GetOptions, PutMode
 
-T = TypeVar("T")
-
-_SYSTEM = frozenset(
-    {"Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Storage-Class"}
-)
 _NS = 1_000_000_000
 _MUTE = frozenset({301, 400, 401, 403, 404})  # statuses that mean several things without a body
 
@@ -58,8 +54,8 @@ class Content:
 def head(client: Client, key: str) -> ObjectInfo:
     """HEAD; its refusal, which has no body to say why, is made to speak by a GET of the same key."""
     try:
-        return _fast_first(key, lambda: _head_fast(client, key), lambda: _head_slow(client, key))
-    except (BaseError, FileNotFoundError, ClientError) as error:
+        found = client.slow.head_object(Bucket=client.bucket, Key=key, **client.encryption.touching())
+    except ClientError as error:
         answer = edge.answer_of(error)
         if answer is None or answer.code or answer.status not in _MUTE:
             raise
@@ -67,35 +63,6 @@ def head(client: Client, key: str) -> ObjectInfo:
         if answer.status == 404:
             raise Unavailable(f"head {key}: missing for HEAD, there for GET: it was written just now") from error
         raise
-
-
-def _fast_first(key: str, fast: Callable[[], T], slow: Callable[[], T]) -> T:
-    if wire.is_plain_key(key):
-        try:
-            return fast()
-        except BaseError as error:
-            # Headers in raw bytes, which some stores send for what somebody stored: botocore can read them.
-            if "non UTF-8" not in str(error):
-                raise
-    return slow()
-
-
-def _head_fast(client: Client, key: str) -> ObjectInfo:
-    found = obstore.get(client.fast, key, options={"head": True})
-    meta = found.meta
-    attributes = found.attributes
-    return ObjectInfo(
-        key=key,
-        size=meta["size"],
-        etag=wire.bare(meta["e_tag"]),
-        modified_ns=int(meta["last_modified"].timestamp()) * _NS,
-        metadata=dict(wire.decode_metadata(n, v) for n, v in attributes.items() if n not in _SYSTEM),
-        content_type=attributes.get("Content-Type", ""),
-    )
-
-
-def _head_slow(client: Client, key: str) -> ObjectInfo:
-    found = client.slow.head_object(Bucket=client.bucket, Key=key, **client.encryption.touching())
     size = found["ContentLength"]
     return ObjectInfo(
         key=key,
@@ -115,7 +82,7 @@ def get(client: Client, key: str, start: int, length: int, if_match: str | None)
         if checked:
             body, size = _get_checked(client, key, length, if_match)
         else:
-            body, size = _fast_first(key, lambda: _get_fast(*wanted), lambda: _get_slow(*wanted))
+            body, size = _get_fast_first(*wanted)
     except (BaseError, ClientError) as error:
         answer = edge.answer_of(error)
         if answer is not None and answer.status == 416:
@@ -125,6 +92,17 @@ def get(client: Client, key: str, start: int, length: int, if_match: str | None)
     if len(body) != expected:
         raise Unavailable(f"get {key}: {len(body)} bytes came where {expected} were announced")
     return body
+
+
+def _get_fast_first(client: Client, key: str, start: int, length: int, if_match: str | None) -> tuple[Buffer, int]:
+    if wire.is_plain_key(key):
+        try:
+            return _get_fast(client, key, start, length, if_match)
+        except BaseError as error:
+            # Headers in raw bytes, which some stores send for what somebody stored: botocore can read them.
+            if "non UTF-8" not in str(error):
+                raise
+    return _get_slow(client, key, start, length, if_match)
 
 
 def _get_fast(client: Client, key: str, start: int, length: int, if_match: str | None) -> tuple[Buffer, int]:
@@ -231,10 +209,7 @@ def check_body(what: str, body: Buffer, etag: str) -> None:
 
 def delete(client: Client, key: str) -> None:
     """DELETE; a missing key is success."""
-    if wire.is_plain_key(key):
-        obstore.delete(client.fast, key)
-    else:
-        client.slow.delete_object(Bucket=client.bucket, Key=key)
+    client.slow.delete_object(Bucket=client.bucket, Key=key)
 
 
 def create_upload(client: Client, key: str, metadata: Mapping[str, str], content_type: str) -> str:

@@ -1,8 +1,9 @@
-"""The connections of one bucket: obstore for the hot calls, botocore for the rest, signed requests for listings.
+"""The connections of one bucket: small requests on the event loop, obstore for bodies, botocore for the rest.
 
 Theory of operation. Three clients, one configuration: credentials, region, endpoint, TLS and time-outs are resolved
-once, by botocore's rules (they are the ones that users know), and given to all three. None of them retries. All are
-synchronous and run in threads, bounded by one limiter; they release the GIL while they wait.
+once, by botocore's rules (they are the ones that users know), and given to all three. None of them retries. `light`
+(s3_light) runs on the event loop; the two others are synchronous and run in threads, bounded by one limiter, and
+release the GIL while they wait. Behind a proxy, which `light` does not know, botocore does its part.
 
 obstore has time-outs for silence and for the whole request. The silence is what `attempt_timeout_s` bounds; the
 whole gets a generous multiple, for bodies that trickle. Bodies over `FAST_BODY_BYTES` go through botocore, whose
@@ -18,8 +19,8 @@ for a 4 KiB GET, against 61).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import ssl
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -34,13 +35,15 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
-from botocore.httpsession import URLLib3Session
+from botocore.httpsession import URLLib3Session, get_cert_path
 from botocore.utils import get_environ_proxies
 from obstore.store import S3Store as FastStore
 from urllib3.exceptions import InsecureRequestWarning
 
 from s3vol.errors import S3volError, UsageError
 from s3vol.store import edge
+from s3vol.store.connections import Address, Connections, Reply
+from s3vol.store.s3_light import Light, Place
 from s3vol.store.s3_sse import check_transport, encryption
 from s3vol.store.settings import Source, StoreSettings
 
@@ -57,24 +60,6 @@ _WHOLE_REQUEST = 15  # times attempt_timeout_s: the bound of a whole request who
 _DEFAULT_REGION = "us-east-1"  # what MinIO assumes, and S3's own default
 _CREDENTIAL_TTL = timedelta(minutes=9)
 # obstore asks again 5 minutes before its copy expires; botocore renews at 10 minutes, so a copy is good for 9.
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """An HTTP answer: status, headers with lower-case names, body."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def date(self) -> str:
-        """The server's clock, as it says."""
-        return self.headers.get("date", "")
-
-    def error(self, what: str) -> S3volError:
-        """What an answer other than 2xx means."""
-        return edge.judge(edge.answer_of_body(self.status, self.body.decode("utf-8", "replace"), self.date), what)
 
 
 class Client:
@@ -95,9 +80,11 @@ class Client:
         check_transport(self.encryption, self.endpoint)
         self.fast = _fast_store(self, verify, self._credentials)
         http: Any = URLLib3Session  # the stubs know neither a bundle's path nor a pair of time-outs
+        proxies = get_environ_proxies(self.base_url)
+        self.light = None if proxies else _light(self, verify, self._credentials)
         self._http: URLLib3Session = http(
             verify=verify,
-            proxies=get_environ_proxies(self.base_url),
+            proxies=proxies,
             timeout=(settings.connect_timeout_s, settings.attempt_timeout_s),
             max_pool_connections=settings.connections,
         )
@@ -146,6 +133,8 @@ class Client:
 
     def close(self) -> None:
         """Close idle connections. obstore's close with the object."""
+        if self.light is not None:
+            self.light.close()
         self._http.close()
         self.slow.close()
 
@@ -224,6 +213,31 @@ def _config(settings: StoreSettings, addressing: str) -> Config:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         **options,
+    )
+
+
+def _light(client: Client, verify: bool | str, credentials: Credentials | None) -> Light:
+    settings, url = client.settings, urlsplit(client.base_url)
+    secure = url.scheme == "https"
+    address = Address(url.hostname or "", url.port or (443 if secure else 80), _tls(verify) if secure else None)
+    connections = Connections(
+        address,
+        connect_timeout_s=settings.connect_timeout_s,
+        timeout_s=settings.attempt_timeout_s,
+        idle_max=settings.connections,
+    )
+    place = Place(url.netloc, url.path.rstrip("/"), client.region)
+    return Light(connections, place, credentials, client.encryption)
+
+
+def _tls(verify: bool | str) -> ssl.SSLContext:
+    if verify is False:
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
+    return ssl.create_default_context(
+        cafile=verify if isinstance(verify, str) else get_cert_path(True)  # the authorities that botocore trusts
     )
 
 

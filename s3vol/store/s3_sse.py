@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import os
 import stat
 from collections.abc import Mapping
@@ -27,6 +28,8 @@ from s3vol.store.settings import StoreSettings
 if TYPE_CHECKING:
     from obstore.store import S3Config
 
+_SSE = "x-amz-server-side-encryption"
+_CUSTOMER = f"{_SSE}-customer"
 KEY_BYTES = 32  # AES-256, the only one that S3 has
 _FILE_MAX_BYTES = 1024
 _HEADER: Mapping[Literal["aes256", "aws:kms"], Literal["AES256", "aws:kms"]] = {
@@ -42,6 +45,11 @@ class Encryption:
     sse: Literal["aes256", "aws:kms"] | None = None
     kms_key: str = ""
     customer_key: bytes = field(default=b"", repr=False)
+
+    @property
+    def asked(self) -> bool:
+        """True when there is any."""
+        return self.sse is not None or bool(self.customer_key)
 
     def making(self) -> dict[str, Any]:
         """For what makes an object: put_object, create_multipart_upload."""
@@ -60,6 +68,20 @@ class Encryption:
 
     def _customer(self, prefix: str) -> dict[str, Any]:
         return {f"{prefix}SSECustomerAlgorithm": "AES256", f"{prefix}SSECustomerKey": self.customer_key}
+
+    def headers(self, *, making: bool = False) -> dict[str, str]:
+        """The same for what is sent as it is (s3_light)."""
+        if self.customer_key:
+            key, digest = self.customer_key, hashlib.md5(self.customer_key, usedforsecurity=False).digest()
+            return {
+                f"{_CUSTOMER}-algorithm": "AES256",
+                f"{_CUSTOMER}-key": base64.b64encode(key).decode(),
+                f"{_CUSTOMER}-key-md5": base64.b64encode(digest).decode(),
+            }
+        if self.sse is None or not making:
+            return {}
+        found: dict[str, str] = {_SSE: _HEADER[self.sse]}
+        return found | ({f"{_SSE}-aws-kms-key-id": self.kms_key} if self.kms_key else {})
 
     def fast(self) -> S3Config:
         """The same for obstore, which adds what each request needs."""

@@ -28,7 +28,7 @@ from s3vol.types import KIB, Health
 from tests.support.ipfs import PASSWORD, USER, Swarm
 from tests.support.ipfs_memory import MemoryBlocks, MemoryCluster, Network
 from tests.support.minio import Minio
-from tests.support.s3 import MINIO_CAPABILITIES, settings_for
+from tests.support.s3 import MINIO_CAPABILITIES, proxied, settings_for
 
 OpenAt = Callable[[str], Awaitable[Store]]
 """Opens a view, on a prefix ("" for all), of the one bucket that a test has. The fixture closes it."""
@@ -107,6 +107,19 @@ async def s3(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Op
 
 
 @asynccontextmanager
+async def s3_proxied(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[OpenAt]:
+    """The same as behind a proxy: no request goes the light way."""
+    server: Minio = request.getfixturevalue("minio")
+    async with s3(tmp_path, request) as open_directly:
+
+        async def open_at(prefix: str) -> Store:
+            with proxied(server.endpoint):
+                return await open_directly(prefix)
+
+        yield open_at
+
+
+@asynccontextmanager
 async def decorated(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[OpenAt]:
     """The reference under all decorators: a decorator keeps the contract of what it wraps."""
     async with memory(tmp_path, request) as open_at:
@@ -166,12 +179,14 @@ BACKENDS: dict[str, Backend] = {
     "file": file,
     "file-sidecar": file_sidecar,
     "s3": s3,
+    "s3-proxied": s3_proxied,
     "ipfs": ipfs,
     "ipfs-daemons": ipfs_real,
 }
 
 MARKS: dict[str, list[pytest.MarkDecorator]] = {
     "s3": [pytest.mark.minio],
+    "s3-proxied": [pytest.mark.minio],
     "ipfs-daemons": [pytest.mark.ipfs, pytest.mark.soak],
 }
 """Marks of a backend's tests, by the same names: what needs a server is marked here."""

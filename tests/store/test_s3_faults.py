@@ -21,60 +21,64 @@ from tests.support.minio import Minio, paused
 from tests.support.s3 import MINIO_CAPABILITIES, s3_store
 from tests.support.throttle import throttled
 
-BOTH_CLIENTS = pytest.mark.parametrize("key", ["k", "k/"], ids=["obstore", "botocore"])
+BOTH_CLIENTS = pytest.mark.parametrize(
+    ("key", "behind_proxy"),
+    [("k", False), ("k/", False), ("k", True), ("k/", True)],
+    ids=["light", "light/", "heavy", "heavy/"],
+)
 ETAG = {"ETag": '"0123"', "Last-Modified": "Sat, 21 Nov 2026 08:00:00 GMT"}
 PROXY_404 = Canned(404, b"404 page not found\n")
 GATEWAY = Canned(503, b"<html>no backend</html>")
 
 
 @BOTH_CLIENTS
-async def test_a_404_of_a_proxy_is_not_a_missing_file(key: str) -> None:
+async def test_a_404_of_a_proxy_is_not_a_missing_file(key: str, behind_proxy: bool) -> None:
     with canned(PROXY_404) as server:
-        async with s3_store(server.endpoint, "bucket") as store:
+        async with s3_store(server.endpoint, "bucket", behind_proxy=behind_proxy) as store:
             for call in (lambda: store.head(key), lambda: store.get(key, 0, 1), lambda: store.delete(key)):
                 with pytest.raises(Unavailable):
                     await call()
 
 
 @BOTH_CLIENTS
-async def test_a_404_of_head_is_believed_when_a_get_says_no_such_key(key: str) -> None:
+async def test_a_404_of_head_is_believed_when_a_get_says_no_such_key(key: str, behind_proxy: bool) -> None:
     with canned(Canned(404), s3_error(404, "NoSuchKey")) as server:
-        async with s3_store(server.endpoint, "bucket") as store:
+        async with s3_store(server.endpoint, "bucket", behind_proxy=behind_proxy) as store:
             with pytest.raises(NotFound):
                 await store.head(key)
             assert [request.split()[0] for request in server.requests] == ["HEAD", "GET"]
 
 
 @BOTH_CLIENTS
-async def test_a_404_of_head_is_not_believed_when_a_get_finds_the_object(key: str) -> None:
+async def test_a_404_of_head_is_not_believed_when_a_get_finds_the_object(key: str, behind_proxy: bool) -> None:
     with canned(Canned(404), Canned(200, b"body", ETAG)) as server:
-        async with s3_store(server.endpoint, "bucket") as store:
+        async with s3_store(server.endpoint, "bucket", behind_proxy=behind_proxy) as store:
             with pytest.raises(Unavailable):
                 await store.head(key)
 
 
 @BOTH_CLIENTS
-async def test_metadata_in_raw_bytes_hides_no_object(key: str) -> None:
+async def test_metadata_in_raw_bytes_hides_no_object(key: str, behind_proxy: bool) -> None:
     headers = {**ETAG, "x-amz-meta-text": "é漢".encode().decode("latin-1"), "Content-Range": "bytes 0-3/4"}
     with canned(Canned(206, b"body", headers)) as server:
-        async with s3_store(server.endpoint, "bucket") as store:
+        async with s3_store(server.endpoint, "bucket", behind_proxy=behind_proxy) as store:
             assert (await store.head(key)).metadata == {"text": "é漢"}
             assert bytes(await store.get(key, 0, 9)) == b"body"
 
 
 @BOTH_CLIENTS
-async def test_deleting_what_is_missing_is_success_whatever_the_store_says(key: str) -> None:
+async def test_deleting_what_is_missing_is_success_whatever_the_store_says(key: str, behind_proxy: bool) -> None:
     with canned(s3_error(404, "NoSuchKey")) as server:
-        async with s3_store(server.endpoint, "bucket") as store:
+        async with s3_store(server.endpoint, "bucket", behind_proxy=behind_proxy) as store:
             await store.delete(key)
 
 
 @BOTH_CLIENTS
 @pytest.mark.parametrize("cut", [0, 5, 9])
-async def test_a_body_that_ends_early_is_an_error_and_never_short_data(key: str, cut: int) -> None:
+async def test_a_body_that_ends_early_is_an_error_and_never_short_data(key: str, behind_proxy: bool, cut: int) -> None:
     reply = Canned(206, b"0123456789", {**ETAG, "Content-Range": "bytes 0-9/100"}, cut=cut)
     with canned(reply) as server:
-        async with s3_store(server.endpoint, "bucket") as store:
+        async with s3_store(server.endpoint, "bucket", behind_proxy=behind_proxy) as store:
             with pytest.raises(Unavailable):
                 await store.get(key, 0, 10)
 
@@ -90,22 +94,22 @@ async def test_a_body_that_ends_early_is_an_error_and_never_short_data(key: str,
 )
 @pytest.mark.parametrize("status", [200, 206])
 async def test_bytes_from_elsewhere_in_the_object_are_never_returned(
-    key: str, headers: dict[str, str], status: int
+    key: str, behind_proxy: bool, headers: dict[str, str], status: int
 ) -> None:
     with canned(Canned(status, b"0123456789", {**ETAG, **headers})) as server:
-        async with s3_store(server.endpoint, "bucket") as store:
+        async with s3_store(server.endpoint, "bucket", behind_proxy=behind_proxy) as store:
             with pytest.raises(Unavailable):
                 await store.get(key, 50, 20)
 
 
 @BOTH_CLIENTS
-async def test_a_wrong_etag_after_a_put_is_corruption(key: str) -> None:
+async def test_a_wrong_etag_after_a_put_is_corruption(key: str, behind_proxy: bool) -> None:
     with canned(Canned(200, b"", {"ETag": f'"{"0" * 32}"'})) as server:
-        async with s3_store(server.endpoint, "bucket") as store:
+        async with s3_store(server.endpoint, "bucket", behind_proxy=behind_proxy) as store:
             with pytest.raises(Corrupt):
                 await store.put(key, b"body", metadata={})
         unchecked = replace(MINIO_CAPABILITIES, etag_is_md5=False)
-        async with s3_store(server.endpoint, "bucket", capabilities=unchecked) as store:
+        async with s3_store(server.endpoint, "bucket", behind_proxy=behind_proxy, capabilities=unchecked) as store:
             assert await store.put(key, b"body", metadata={}) == "0" * 32
 
 
@@ -131,9 +135,11 @@ async def test_a_wrong_etag_of_a_part_is_corruption() -> None:
         (s3_error(400, "IncompleteBody"), Unavailable),
     ],
 )
-async def test_a_failure_is_reported_after_one_attempt(key: str, reply: Canned, kind: type[S3volError]) -> None:
+async def test_a_failure_is_reported_after_one_attempt(
+    key: str, behind_proxy: bool, reply: Canned, kind: type[S3volError]
+) -> None:
     with canned(reply) as server:
-        async with s3_store(server.endpoint, "bucket") as store:
+        async with s3_store(server.endpoint, "bucket", behind_proxy=behind_proxy) as store:
             with pytest.raises(kind):
                 await store.put(key, b"body", metadata={})
             assert len(server.requests) == 1, "retrying is not this layer's"
@@ -149,11 +155,11 @@ async def test_a_listing_that_is_no_listing_is_an_error_and_never_an_empty_direc
 
 
 @BOTH_CLIENTS
-async def test_a_wrong_clock_is_named_although_head_has_no_body(key: str) -> None:
+async def test_a_wrong_clock_is_named_although_head_has_no_body(key: str, behind_proxy: bool) -> None:
     date = {"Date": formatdate(time.time() + 3600, usegmt=True)}
     skewed = s3_error(403, "RequestTimeTooSkewed")
     with canned(Canned(403), replace(skewed, headers=date)) as server:
-        async with s3_store(server.endpoint, "bucket") as store:
+        async with s3_store(server.endpoint, "bucket", behind_proxy=behind_proxy) as store:
             with pytest.raises(Denied, match="clock is 60 minutes behind"):
                 await store.head(key)
 

@@ -214,13 +214,18 @@ class Minio:
         if self._process is not None and self._process.poll() is not None:
             raise RuntimeError(f"MinIO exited with {self._process.returncode}: {self.log.read_text()[-2000:]}")
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as peer:
-                if self._has_tls:
-                    return True
-                peer.sendall(b"GET /minio/health/ready HTTP/1.0\r\nHost: localhost\r\n\r\n")
-                return b" 200 " in peer.recv(64)
+            if self._has_tls:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return True
+            # It calls itself ready before it knows its users; until then it answers 503 to S3 requests.
+            return b" 200 " in self._first_line("/minio/health/ready") and b" 503 " not in self._first_line("/")
         except OSError:
             return False
+
+    def _first_line(self, path: str) -> bytes:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=1) as peer:
+            peer.sendall(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+            return peer.recv(64)
 
     def stop(self) -> None:
         """SIGTERM, and wait for the exit (SIGKILL after 10 s). Data stay."""

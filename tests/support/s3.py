@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import contextlib
+import os
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from unittest import mock
 
 from s3vol.store.base import Capabilities
 from s3vol.store.s3 import S3Store
@@ -30,6 +33,13 @@ def settings_for(endpoint: str, **changes: object) -> StoreSettings:
     return replace(settings, **changes)  # type: ignore[arg-type]  # field names are the tests' responsibility
 
 
+@contextlib.contextmanager
+def proxied(endpoint: str) -> Iterator[None]:
+    """A client made in this block talks to the endpoint as to a proxy, which every HTTP/1.1 server understands."""
+    with mock.patch.dict(os.environ, {"http_proxy": endpoint, "no_proxy": ""}):
+        yield
+
+
 @asynccontextmanager
 async def s3_store(
     endpoint: str,
@@ -37,11 +47,15 @@ async def s3_store(
     prefix: str = "",
     *,
     capabilities: Capabilities = MINIO_CAPABILITIES,
+    behind_proxy: bool = False,
     **changes: object,
 ) -> AsyncIterator[S3Store]:
-    """A bare S3 backend (no retry), closed at the end."""
+    """A bare S3 backend (no retry), closed at the end. With `behind_proxy` no request goes the light way."""
     source = Source("s3", bucket=bucket, prefix=prefix)
-    store = S3Store(await connect(source, settings_for(endpoint, **changes)), source, capabilities)
+    with proxied(endpoint) if behind_proxy else contextlib.nullcontext():
+        client = await connect(source, settings_for(endpoint, **changes))
+    assert (client.light is None) == behind_proxy
+    store = S3Store(client, source, capabilities)
     try:
         yield store
     finally:
