@@ -121,6 +121,14 @@ class ContentCache(Protocol):
         """
         ...
 
+    def holds(self, key: str, version: Version | None) -> bool:
+        """True when all bytes of this version are on the disk. No await."""
+        ...
+
+    async def fill(self, content: Content, body: Buffer) -> None:
+        """Keep the first bytes of the content's base, which the caller has fetched, if there is room for them."""
+        ...
+
     def create(
         self, key: str, metadata: Mapping[str, str], *, base: Version | None = None, content_type: str = ""
     ) -> Content:

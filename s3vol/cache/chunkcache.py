@@ -152,6 +152,15 @@ class ChunkCache:
         content.refs += 1
         return content
 
+    def holds(self, key: str, version: Version | None) -> bool:
+        """See `ContentCache.holds`."""
+        content = self.parts.registry.known(key, version) if version is not None else None
+        return content is not None and not content.absent(0, content.base_limit)
+
+    async def fill(self, content: Content, body: Buffer) -> None:
+        """See `ContentCache.fill`."""
+        await self.parts.fetcher.fill(_own(content), body)
+
     def create(
         self, key: str, metadata: Mapping[str, str], *, base: Version | None = None, content_type: str = ""
     ) -> CachedContent:

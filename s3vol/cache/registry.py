@@ -68,6 +68,10 @@ class Registry:
         self.busy(content)
         return content
 
+    def known(self, key: str, version: Version) -> CachedContent | None:
+        """The content of this version, if there is one."""
+        return self._by_version.get((key, version))
+
     def changed(self, content: CachedContent) -> None:
         """A content that may just have become DIRTY."""
         if content.state is State.DIRTY and self._dirty.get(content.key) is not content:

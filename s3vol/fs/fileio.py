@@ -50,7 +50,7 @@ class FileIO:
         if _writes(flags):
             mount.writable()
         async with HoldInode(mount, inode):
-            content, changed = await self._coherence.acquire(inode)
+            content, changed = await self._coherence.acquire(inode, reading=_reads(flags))
             try:
                 if changed and _appends(flags):
                     # The kernel appends at the length that it was told last, and only a lookup tells it another one:
@@ -194,6 +194,10 @@ def _opens_for_writing(flags: int) -> bool:
 
 def _writes(flags: int) -> bool:
     return _opens_for_writing(flags) or bool(flags & os.O_TRUNC)
+
+
+def _reads(flags: int) -> bool:
+    return flags & os.O_ACCMODE != os.O_WRONLY and flags & os.O_TRUNC == 0
 
 
 def _appends(flags: int) -> bool:

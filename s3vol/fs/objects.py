@@ -53,6 +53,13 @@ class Objects:
         except NotFound:
             return None
 
+    async def fetch(self, key: str, length: int) -> tuple[ObjectInfo | None, Buffer]:
+        """`head`, with the first bytes of the same version."""
+        try:
+            return await self._store.fetch(key, length)
+        except NotFound:
+            return None, b""
+
     async def known(self, info: ObjectInfo) -> ObjectInfo | None:
         """`info` with its metadata, asked for if the listing did not bring it; None when it has gone since."""
         return info if info.metadata is not None else await self.head(info.key)

@@ -133,6 +133,13 @@ class Store(Protocol):
         """
         ...
 
+    async def fetch(self, key: str, length: int) -> tuple[ObjectInfo, Buffer]:
+        """What `head` and `get` from 0 say, of one version; in one request where the store can. Raises NotFound.
+
+        For a small file that is opened to be read: the proof that it is current brings the content along.
+        """
+        ...
+
     async def put(
         self,
         key: str,

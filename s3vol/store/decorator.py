@@ -21,6 +21,7 @@ T = TypeVar("T")
 Operation: TypeAlias = Literal[
     "head",
     "get",
+    "fetch",
     "put",
     "copy",
     "delete",
@@ -34,7 +35,7 @@ Operation: TypeAlias = Literal[
     "sync",
 ]
 
-READS: frozenset[Operation] = frozenset({"head", "get", "list", "uploads"})
+READS: frozenset[Operation] = frozenset({"head", "get", "fetch", "list", "uploads"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,10 @@ class Decorator:
         return await self.around(
             Call("get", key, length), lambda: self.inner.get(key, start, length, if_match=if_match)
         )
+
+    async def fetch(self, key: str, length: int) -> tuple[ObjectInfo, Buffer]:
+        """See Store.fetch."""
+        return await self.around(Call("fetch", key, length), lambda: self.inner.fetch(key, length))
 
     async def put(
         self,

@@ -28,6 +28,7 @@ import trio
 from s3vol.errors import Denied, NameTooLong, NoSpace, QuotaExceeded, Rejected, S3volError, Unavailable, UsageError
 from s3vol.store import rules
 from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Change, Condition, Page, Part, Upload, matches
+from s3vol.store.fetching import fetch_in_two
 from s3vol.store.file_control import FOLDER_FLAGS, Control
 from s3vol.store.file_io import copy_hashed, write_hashed
 from s3vol.store.file_list import Listing, Query
@@ -129,6 +130,10 @@ class FileStore:
         full = self._full(key)
         rules.check_range(start, length)
         return await self._run("get", key, lambda: self._tree.read(full, start, length, if_match))
+
+    async def fetch(self, key: str, length: int) -> tuple[ObjectInfo, Buffer]:
+        """See Store.fetch."""
+        return await fetch_in_two(self, key, length)
 
     async def put(
         self,

@@ -63,7 +63,7 @@ class TraceStore(Decorator):
     def _count_bytes(self, call: Call) -> None:
         if call.body_bytes:
             self._health.count(
-                "store.bytes_read" if call.operation == "get" else "store.bytes_written", call.body_bytes
+                "store.bytes_read" if call.operation in ("get", "fetch") else "store.bytes_written", call.body_bytes
             )
 
     def _note(self, call: Call, error: S3volError) -> None:

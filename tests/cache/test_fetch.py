@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from s3vol.cache.base import State
-from s3vol.errors import Corrupt, PreconditionFailed, Unavailable
+from s3vol.errors import Corrupt, NoSpace, PreconditionFailed, Unavailable
 from s3vol.types import KIB, MIB
 from tests.cache.rig import META, Rig, content_of
 
@@ -50,6 +50,37 @@ async def test_each_reader_gets_the_error_of_its_own_request(rig: Rig) -> None:
         with pytest.raises(Unavailable):
             await cache.read(content, 0, 10)
         assert bytes(await cache.read(content, 0, 1)) == b"x"
+
+
+async def test_bytes_that_came_with_the_proof_are_kept_and_not_asked_for_again(rig: Rig) -> None:
+    async with rig.cache(serve=False) as cache:
+        info = await rig.put("f", b"content")
+        assert not cache.holds("f", info.version)
+        content = cache.attach(info)
+        await cache.fill(content, b"content")
+        assert cache.holds("f", info.version)
+        assert bytes(await cache.read(content, 0, 10)) == b"content"
+        assert rig.faults.calls["get"] == 0
+
+
+async def test_bytes_that_came_with_the_proof_never_cover_what_was_written_since(rig: Rig) -> None:
+    async with rig.cache(serve=False) as cache:
+        content = cache.attach(await rig.put("f", b"content"))
+        await cache.write(content, 2, b"NEW")
+        await cache.fill(content, b"content")
+        assert bytes(await cache.read(content, 0, 10)) == b"coNEWnt"
+
+
+async def test_a_disk_without_room_does_not_stop_an_open(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with rig.cache(serve=False) as cache:
+        content = cache.attach(await rig.put("f", b"content"))
+
+        async def full(need_bytes: int) -> None:
+            raise NoSpace("no room")
+
+        monkeypatch.setattr(cache.parts.space, "make_room", full)
+        await cache.fill(content, b"content")
+        assert bytes(await cache.read(content, 0, 10)) == b"content"
 
 
 async def test_what_is_written_while_a_fetch_is_under_way_stays(rig: Rig) -> None:

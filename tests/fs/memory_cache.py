@@ -72,6 +72,15 @@ class MemoryCache:
         self._clean[info.key, info.version] = content
         return content
 
+    def holds(self, key: str, version: Version | None) -> bool:
+        found = self._clean.get((key, version)) if version is not None else None
+        return found is not None and found.body is not None
+
+    async def fill(self, content: Content, body: Buffer) -> None:
+        content = _own(content)
+        if content.body is None and len(body) == content.size:
+            content.body = bytearray(body)
+
     def create(
         self, key: str, metadata: Mapping[str, str], *, base: Version | None = None, content_type: str = ""
     ) -> MemoryContent:

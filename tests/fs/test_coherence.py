@@ -11,6 +11,7 @@ import trio
 
 from s3vol import layout
 from s3vol.errors import Conflict, PosixError
+from s3vol.fs.coherence import FETCH_MAX_BYTES
 from tests.fs.conftest import Nodes
 from tests.fs.rig import USER, Foreign, Node, fails
 
@@ -57,10 +58,17 @@ async def test_a_reader_sees_one_version_while_it_has_the_file_open(a: Node, b: 
 
 
 async def test_bytes_of_a_version_that_is_gone_are_estale_and_never_the_new_ones(a: Node, b: Node) -> None:
+    await a.write("f", b"old" * FETCH_MAX_BYTES)
+    opened = await b.open("f")
+    await a.write("f", b"new" * FETCH_MAX_BYTES)
+    await fails(errno.ESTALE, b.read_handle(opened.fh))
+
+
+async def test_a_small_file_is_read_on_as_it_was_opened_whatever_becomes_of_it(a: Node, b: Node) -> None:
     await a.write("f", b"old")
     opened = await b.open("f")
     await a.write("f", b"new")
-    await fails(errno.ESTALE, b.read_handle(opened.fh))
+    assert await b.read_handle(opened.fh) == b"old"
 
 
 async def test_pages_are_kept_only_for_the_same_version(a: Node, b: Node) -> None:
@@ -213,6 +221,36 @@ async def test_an_answer_older_than_our_own_publish_is_asked_for_again(a: Node, 
         await a.close(writer.fh)
         gate.open()
     assert sizes == [len(b"new and longer")]
+
+
+async def test_opening_and_reading_a_small_file_is_one_request(a: Node, foreign: Foreign) -> None:
+    await foreign.put("f", b"content")
+    ino = (await a.stat("f")).ino
+    before = a.controls.calls.copy()
+    opened = await a.fs.open(ino, os.O_RDONLY)
+    assert await a.read_handle(opened.fh) == b"content"
+    assert a.controls.calls - before == {"fetch": 1}
+    again = await a.fs.open(ino, os.O_RDONLY)  # the bytes are here: their version is asked for, and nothing more
+    assert await a.read_handle(again.fh) == b"content"
+    assert a.controls.calls - before == {"fetch": 1, "head": 1}
+
+
+async def test_a_file_that_has_grown_since_it_was_seen_is_read_as_it_is_now(a: Node, foreign: Foreign) -> None:
+    await foreign.put("f", b"small")
+    ino = (await a.stat("f")).ino
+    large = bytes(range(256)) * 1024
+    await foreign.put("f", large)
+    opened = await a.fs.open(ino, os.O_RDONLY)
+    assert await a.read_handle(opened.fh) == large
+
+
+async def test_a_file_that_is_gone_when_it_is_opened_to_be_read_is_gone(a: Node, foreign: Foreign) -> None:
+    await foreign.put("f", b"small")
+    ino = (await a.stat("f")).ino
+    await foreign.store.delete("f")
+    with pytest.raises(PosixError) as error:
+        await a.fs.open(ino, os.O_RDONLY)
+    assert error.value.errno == errno.ESTALE
 
 
 async def test_local_content_that_is_not_published_yet_is_the_truth_here(nodes: Nodes, b: Node) -> None:

@@ -30,6 +30,21 @@ async def test_what_was_put_is_shown_by_head_and_get(store: Store) -> None:
     assert bytes(await store.get("dir/file", 0, 7)) == b"content"
 
 
+@pytest.mark.parametrize("length", [0, 3, 7, 8, 100])
+async def test_a_fetch_is_a_head_and_the_first_bytes(store: Store, length: int) -> None:
+    await store.put("a/b", b"content", metadata={"mode": "33188"})
+    info, body = await store.fetch("a/b", length)
+    assert (info, bytes(body)) == (await store.head("a/b"), b"content"[:length])
+
+
+async def test_an_empty_object_and_a_marker_can_be_fetched(store: Store) -> None:
+    await store.put("empty", b"", metadata={"mode": "33188"})
+    await store.put("d/", b"", metadata={"mode": "16877"}, content_type=DIRECTORY_TYPE)
+    for key in ("empty", "d/"):
+        info, body = await store.fetch(key, 10)
+        assert (info, bytes(body)) == (await store.head(key), b"")
+
+
 async def test_the_etag_of_a_put_is_its_md5(store: Store) -> None:
     etag = await store.put("k", b"content", metadata={})
     if store.capabilities.etag_is_md5:
@@ -70,6 +85,8 @@ async def test_any_buffer_is_taken_and_not_kept(store: Store, kind: Callable[[by
 
 
 async def test_a_missing_key_is_not_found(store: Store) -> None:
+    with pytest.raises(NotFound):
+        await store.fetch("k", 10)
     with pytest.raises(NotFound):
         await store.head("nothing")
     with pytest.raises(NotFound):

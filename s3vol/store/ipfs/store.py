@@ -24,6 +24,7 @@ import trio
 from s3vol.errors import NotFound, Rejected, S3volError
 from s3vol.store import rules
 from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Change, Condition, Page, Part, Upload
+from s3vol.store.fetching import fetch_in_two
 from s3vol.store.ipfs import journal as notes
 from s3vol.store.ipfs.base import Block
 from s3vol.store.ipfs.cid import Cid, digest_of, node_cid, raw_of_digest
@@ -131,6 +132,10 @@ class IpfsStore:
             for span in spans
         )
         return b"".join(views)
+
+    async def fetch(self, key: str, length: int) -> tuple[ObjectInfo, Buffer]:
+        """See Store.fetch."""
+        return await fetch_in_two(self, key, length)
 
     async def put(
         self,
