@@ -238,6 +238,10 @@ class Finder:
             mount.learned.put_absent(path, ask)
         return None
 
+    def is_free(self, path: str) -> bool:
+        """True when the lookup that the kernel has just sent found nothing at `path`; it counts once. No await."""
+        return self._mount.cache.dirty(path) is None and self._mount.learned.take_absent(path)
+
     async def need(self, parent: Inode, path: str, *, now: bool = False) -> Found:
         """`find`, or PosixError(ENOENT)."""
         found = await self.find(parent, path, now=now)

@@ -82,7 +82,7 @@ class Namespace:
         path = mount.new_child(directory, name)
         mode = stat.S_IFREG | stat.S_IMODE(mode)
         async with mount.claims.hold(Claim(path)):
-            free = self._is_free(path)
+            free = self._finder.is_free(path)
             found = None if free else await self._finder.find(directory, path)
             if found is None:
                 return await self._create_new(directory, path, mode, flags, caller, free=free)
@@ -191,13 +191,9 @@ class Namespace:
         learned.changed(path)
         return info
 
-    def _is_free(self, path: str) -> bool:
-        """True when the lookup that the kernel has just sent found nothing at `path`; it counts once. No await."""
-        return self._mount.cache.dirty(path) is None and self._mount.learned.take_absent(path)
-
     async def _existing(self, directory: Inode, path: str) -> Found | None:
         """What is at `path`; the lookup that the kernel has just sent counts."""
-        return None if self._is_free(path) else await self._finder.find(directory, path)
+        return None if self._finder.is_free(path) else await self._finder.find(directory, path)
 
     async def _refuse_existing(self, directory: Inode, path: str) -> None:
         if await self._existing(directory, path) is not None:

@@ -34,6 +34,7 @@ from s3vol.fs.linkrename import TOMBSTONES, LinkRename
 from s3vol.fs.lookup import Finder, Found
 from s3vol.fs.objects import Objects
 from s3vol.fs.orphans import Orphans
+from s3vol.fs.parallel import both
 from s3vol.fs.removal import Removal
 from s3vol.fs.replacing import ATTEMPTS, Linked, replace_at
 from s3vol.fs.tree import TreeRename
@@ -120,8 +121,7 @@ class Rename:
         claimed: tuple[Claim, ...] = ()
         for _ in range(ATTEMPTS):
             async with mount.claims.hold(*names, *claimed):
-                source = await self._finder.find(directory, old)
-                target = await self._finder.find(new_directory, new, now=True)
+                source, target = await self._find(directory, new_directory, old, new)
                 wanted = bodies(source, target)
                 if set(wanted) <= set(claimed):
                     try:
@@ -131,6 +131,20 @@ class Rename:
                         continue
                 claimed = wanted
         raise Unavailable(f"{old}: other nodes changed it {ATTEMPTS} times while it was to be renamed")
+
+    async def _find(
+        self, directory: Inode, new_directory: Inode, old: str, new: str
+    ) -> tuple[Found | None, Found | None]:
+        """What is at both names, asked after this call; the kernel's lookup that found no file at `new` counts."""
+        finder = self._finder
+        if new != old and finder.is_free(new):
+            source = await finder.find(directory, old, now=True)
+            if source is None or not source.is_dir:
+                return source, None
+            return source, await finder.find(new_directory, new, now=True)
+        return await both(
+            lambda: finder.find(directory, old, now=True), lambda: finder.find(new_directory, new, now=True)
+        )
 
     async def _rename(
         self,
@@ -188,7 +202,7 @@ class Rename:
         if content is not None and content.key == new:
             self.renamed(old, new)
         else:
-            await self._published(old, new, replaced, replace=replace)
+            await self._published(old, new, source.info if content is None else None, replaced, replace=replace)
         return True
 
     async def _move_pending(self, content: Content, new: str, replaced: ObjectInfo | None) -> None:
@@ -214,15 +228,21 @@ class Rename:
         found = await self._objects.head(new)
         return None if found is None or layout.is_tombstone(found) else found
 
-    async def _published(self, old: str, new: str, replaced: ObjectInfo | None, *, replace: bool) -> None:
-        """Copy, tombstone, delete; from the start when another node publishes under the old name in between."""
+    async def _published(
+        self, old: str, new: str, seen: ObjectInfo | None, replaced: ObjectInfo | None, *, replace: bool
+    ) -> None:
+        """Copy, tombstone, delete; from the start when another node publishes under the old name in between.
+
+        `seen` is what was at the old name after the rename had begun, None: it has to be asked.
+        """
         cache, learned = self._mount.cache, self._mount.learned
         created = replaced is None
         for attempt in range(ATTEMPTS):
             if attempt:
                 # By chance, else two nodes that rename in opposite directions undo each other's copies for ever.
                 await trio.sleep(random.uniform(0, PAUSE_S * 2**attempt))
-            source = await self._objects.head(old)
+            source = seen or await self._objects.head(old)
+            seen = None
             if source is None or layout.is_tombstone(source):
                 if replaced is not None and created:
                     await self._objects.discard(replaced)  # our copy of a file that somebody else renamed away

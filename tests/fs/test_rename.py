@@ -51,6 +51,16 @@ def test_what_a_rename_is(
         assert caught.value.errno == wanted
 
 
+async def test_a_small_file_is_renamed_by_four_requests_behind_the_lookup_of_its_new_name(a: Node) -> None:
+    await a.write("f", b"content")
+    await a.read_handle((await a.open("f")).fh)
+    await fails(errno.ENOENT, a.stat("g"))
+    before = a.controls.calls.copy()
+    await a.rename("f", "g")
+    assert a.controls.calls - before == {"list": 1, "put": 2, "delete": 1}
+    assert await a.read("g") == b"content"
+
+
 async def test_a_file_moves_with_its_bytes_number_and_attributes(a: Node, b: Node, foreign: Foreign) -> None:
     await a.write("f", b"abc")
     before = await a.setattr("f", mode=0o640, mtime_ns=5)
