@@ -137,6 +137,26 @@ async def test_a_refusal_that_comes_before_the_body_was_read_is_heard() -> None:
         assert (await connections.exchange("ask", "PUT", "/", headers, bytes(100_000))).status == 403
 
 
+@pytest.mark.parametrize("value", ["a\nb: c", "a\rb", "a\r\n\r\nGET / HTTP/1.1"])
+async def test_a_header_cannot_bring_another_one(value: str) -> None:
+    async with serving(polite) as (connections, _):
+        with pytest.raises(ValueError, match="line break"):
+            await connections.exchange("ask", "GET", "/", {**HEADERS, "x": value})
+        assert (await connections.exchange("ask", "GET", "/", HEADERS)).body == b"ok"
+
+
+async def test_a_request_arrives_as_it_was_given() -> None:
+    got: list[bytes] = []
+
+    async def listening(stream: trio.SocketStream) -> None:
+        got.append(await request_of(stream))
+        await stream.send_all(OK)
+
+    async with serving(listening) as (connections, _):
+        await connections.exchange("ask", "PUT", "/a?b", {"host": "h", "content-length": "4"}, b"body")
+    assert got == [b"PUT /a?b HTTP/1.1\r\nhost: h\r\ncontent-length: 4\r\n\r\nbody"]
+
+
 async def test_silence_has_an_end_and_its_connection_is_not_used_again() -> None:
     async def silent(stream: trio.SocketStream) -> None:
         await request_of(stream)
