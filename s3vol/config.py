@@ -176,6 +176,16 @@ class MountOptions:
             units.parse_duration, "Cache", "Age at which unpublished data is forced out and writers wait.", "5m"
         ),
     )
+    publish_delay: float = field(
+        default=1.0,
+        metadata=_about(
+            units.parse_duration,
+            "Cache",
+            "With `close=local`: how long a closed file is left alone before it is published, so that its rename or "
+            "removal stays local.",
+            "1s",
+        ),
+    )
     journal_age: float = field(
         default=5.0,
         metadata=_about(

@@ -46,6 +46,7 @@ class CacheSettings:
     memory_bytes: int = 128 * MIB  # in-flight bodies: fetches, uploads, prefetch; half as much again awaits readers
     dirty_max_bytes: int = 2 * GIB  # beyond it writers wait
     dirty_age_s: float = 300.0  # unpublished for longer: forced out, and writers wait
+    publish_delay_s: float = 1.0  # a file that is to be published in the background is left alone so long first
     journal_age_s: float = 5.0  # dirty data that nobody synced is synced by then
     uploads: int = 8
     downloads: int = 8
@@ -179,7 +180,10 @@ class ContentCache(Protocol):
         ...
 
     def schedule(self, content: Content) -> None:
-        """Publish in the background, soon. Failures arrive as WriteError events and are retried."""
+        """Publish in the background, `publish_delay_s` after the last call of this.
+
+        Failures arrive as WriteError events and are retried.
+        """
         ...
 
     async def publish(self, content: Content) -> Version:

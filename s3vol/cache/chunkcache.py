@@ -233,7 +233,7 @@ class ChunkCache:
         """See `ContentCache.schedule`."""
         own = _own(content)
         if own.state is State.DIRTY:
-            self.parts.writeback.schedule(own)
+            self.parts.writeback.settle(own)
 
     async def publish(self, content: Content) -> Version:
         """See `ContentCache.publish`."""
@@ -243,7 +243,8 @@ class ChunkCache:
         except Conflict:
             raise
         except S3volError:
-            self.schedule(own)
+            if own.state is State.DIRTY:
+                self.parts.writeback.schedule(own)
             raise
 
     async def move(self, content: Content, key: str, base: Version | None) -> None:

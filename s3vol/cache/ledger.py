@@ -10,6 +10,8 @@ else be published again and again while it grows, and each time the server would
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import trio
 
 from s3vol.cache.base import State
@@ -20,8 +22,9 @@ class Ledger:
     """Times are trio's clock, in seconds."""
 
     def __init__(self) -> None:
-        self.dirty: dict[CachedContent, float] = {}
-        self.unsynced: dict[CachedContent, float] = {}
+        # What is taken from the front of a plain dict leaves a gap that every later look at the front walks over.
+        self.dirty: OrderedDict[CachedContent, float] = OrderedDict()
+        self.unsynced: OrderedDict[CachedContent, float] = OrderedDict()
         self.dirty_bytes = 0
         self.unsent_bytes = 0  # dirty, and not in acknowledged parts of an upload: what the cap is about
         self._counted: dict[CachedContent, tuple[int, int]] = {}

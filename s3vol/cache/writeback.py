@@ -1,10 +1,16 @@
 """WriteBack: the background of the cache. Publishes what is due, syncs what nobody synced, aborts what was left behind.
 
-Theory of operation. A content is published here because it was scheduled (write-back close), because it is dirty for
-half of the age limit (at the whole limit writers wait), because the dirty cap is near (`press`: the oldest first,
-files that are still open included), or because an earlier try failed. A failed publish is repeated for ever, with a
-pause that doubles up to a minute; the data stays in the journal. The first failure of a series is told as an event,
-the others are counted.
+Theory of operation. A content is published here because it was closed and then left alone for a while (`settle`),
+because it is dirty for half of the age limit (at the whole limit writers wait), because the dirty cap is near (`press`:
+the oldest first, files that are still open included), or because an earlier try failed. A failed publish is repeated
+for ever, with a pause that doubles up to a minute; the data stays in the journal. The first failure of a series is told
+as an event, the others are counted.
+
+A closed file waits because most of what programs do to a file they do in its first second: attributes are set, a
+temporary name becomes the final one, or the file goes again. All that is local while it is not published, and becomes
+one publish or none. While files go on being closed at most two are published at a time, so that the background takes
+no processor time from those who make them; when half of the dirty cap, or a quarter of the age limit, is used up,
+neither holds.
 
 One loop owns the clock: it sleeps until the next dirty content comes of age and is woken when there is a new one. It
 does not poll.
@@ -14,6 +20,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 
 import trio
@@ -33,6 +40,9 @@ _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
 _RECORD_S = 2.0  # chunks that became clean are handed to the journal this often
 _SYNCS_AT_ONCE = 8
+_LONGEST_DELAYS = 10  # what is changed and closed again and again is published once in so many delays
+_ACTIVE_S = 0.25  # so long after a close others may follow it
+_ACTIVE_UPLOADS = 2  # files published at a time meanwhile: with one, a slow request would stop all
 
 
 class WriteBack:
@@ -55,7 +65,10 @@ class WriteBack:
         self._settings = settings
         self._health = health
         self._tell = tell
-        self._queue: dict[CachedContent, None] = {}
+        self._queue: OrderedDict[CachedContent, None] = OrderedDict()
+        self._settling: OrderedDict[CachedContent, float] = OrderedDict()  # when each is due, the first one first
+        self._settling_some = trio.Event()
+        self._closed_s = -math.inf  # when the last file was closed
         self._busy: set[CachedContent] = set()
         self._again: set[CachedContent] = set()
         self._pausing: set[CachedContent] = set()
@@ -70,6 +83,27 @@ class WriteBack:
         else:
             self._queue[content] = None
             self._idle.unpark()
+
+    def settle(self, content: CachedContent) -> None:
+        """Publish when it has been left alone for `publish_delay_s`. No await."""
+        now_s, delay_s = trio.current_time(), self._settings.publish_delay_s
+        self._closed_s = now_s
+        if delay_s <= 0 or self._is_pressed():
+            self._settling.pop(content, None)
+            self.schedule(content)
+        elif content not in self._queue:
+            dirty_s = now_s - self._ledger.dirty.get(content, now_s)
+            if content in self._settling and dirty_s > _LONGEST_DELAYS * delay_s:
+                return
+            self._settling.pop(content, None)
+            self._settling[content] = now_s + delay_s
+            self._settling_some.set()
+
+    def _is_pressed(self) -> bool:
+        """True when what is unpublished comes near to one of its limits."""
+        settings, ledger = self._settings, self._ledger
+        much = 2 * ledger.unsent_bytes > settings.dirty_max_bytes
+        return much or 4 * ledger.oldest_age_s() > settings.dirty_age_s
 
     def press(self, goal_bytes: int) -> None:
         """Publish the oldest dirty contents, together at least `goal_bytes` (at least one). No await."""
@@ -97,6 +131,7 @@ class WriteBack:
         async with trio.open_nursery() as nursery:
             for _ in range(max(2, self._settings.uploads)):
                 nursery.start_soon(self._worker, nursery)
+            nursery.start_soon(self._watch_settling)
             nursery.start_soon(self._watch_ages)
             nursery.start_soon(self._recorder)
             nursery.start_soon(self._abort_left_behind)
@@ -107,8 +142,10 @@ class WriteBack:
         while True:
             while not self._queue:
                 await self._idle.park()
-            content = next(iter(self._queue))
-            del self._queue[content]
+            if len(self._busy) >= _ACTIVE_UPLOADS and self._yields():
+                await trio.sleep(_ACTIVE_S)
+                continue
+            content, _ = self._queue.popitem(last=False)
             if content.state is not State.DIRTY:
                 continue
             self._busy.add(content)
@@ -119,6 +156,10 @@ class WriteBack:
                 if content in self._again:
                     self._again.discard(content)
                     self.schedule(content)
+
+    def _yields(self) -> bool:
+        """True while files are being made and there is time and room."""
+        return trio.current_time() - self._closed_s < _ACTIVE_S and not self._is_pressed()
 
     async def _publish(self, content: CachedContent, nursery: trio.Nursery) -> None:
         try:
@@ -142,6 +183,24 @@ class WriteBack:
         self.schedule(content)
 
     # Ages
+
+    async def _watch_settling(self) -> None:
+        while True:
+            while not self._settling:
+                self._settling_some = trio.Event()
+                await self._settling_some.wait()
+            content, due_s = next(iter(self._settling.items()))
+            if due_s > trio.current_time():
+                await trio.sleep_until(due_s)
+                continue
+            del self._settling[content]
+            if content.state is not State.DIRTY or content in self._pausing:
+                continue
+            if content.publish_lock.locked():
+                # Whoever publishes it may give up, at the end of a drain: a request of ours would keep the process.
+                self._settling[content] = trio.current_time() + self._settings.publish_delay_s
+            else:
+                self.schedule(content)
 
     async def _watch_ages(self) -> None:
         while True:

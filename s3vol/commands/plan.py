@@ -197,6 +197,7 @@ def cache_settings(options: MountOptions, directory: Path) -> CacheSettings:
         memory_bytes=options.memory,
         dirty_max_bytes=options.dirty_max,
         dirty_age_s=options.dirty_age,
+        publish_delay_s=options.publish_delay,
         journal_age_s=options.journal_age,
         uploads=options.uploads,
         downloads=options.downloads,

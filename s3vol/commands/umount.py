@@ -75,8 +75,10 @@ class _Unmounting:
                 return self._say_left(None)
             return DONE
         with self._connected(given) as client:
+            began_s = time.monotonic()
             client.send("drain", deadline_s=self._deadline_s)
             self._follow(client, _EXIT_S)
+            self._deadline_s = max(0.0, self._deadline_s - (time.monotonic() - began_s))  # one for both drains
             client.send("end", deadline_s=self._deadline_s)
             next(client.events(timeout_s=_CONNECT_S))  # from here on the process knows that we wait for its end
             self._unmount(given)

@@ -35,7 +35,9 @@ class Rig:
     faults: FaultControls = field(default_factory=FaultControls)
 
     def __post_init__(self) -> None:
-        self.settings = CacheSettings(self.directory, size_bytes=GIB, free_floor_bytes=0, node="here")
+        self.settings = CacheSettings(
+            self.directory, size_bytes=GIB, free_floor_bytes=0, publish_delay_s=0, node="here"
+        )
         send, self.events = trio.open_memory_channel[Event](1000)
         self.send = send
         self.store = FaultStore(MemoryStore(self.bucket, capabilities=self.capabilities), self.faults)
