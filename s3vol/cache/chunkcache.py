@@ -71,7 +71,7 @@ class ChunkCache:
             cache_id = secrets.token_hex(4)
             journal, loaded = await trio.to_thread.run_sync(Journal.open, path, volume, cache_id, boot_id())
             try:
-                replayed = await trio.to_thread.run_sync(replay, directory, loaded)
+                replayed = await trio.to_thread.run_sync(replay, directory, loaded, journal.carried)
             except OSError as error:
                 await trio.to_thread.run_sync(partial(journal.close, clean=False))
                 raise UsageError(f"cache directory {settings.directory}: {error}; use another --cache-dir") from None

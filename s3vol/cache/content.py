@@ -7,7 +7,8 @@ Theory of operation. Four sets describe the data file:
 * `dirty`: written and not in the base; always present.
 * `inflight`: taken from `dirty` by the publisher that is at work. A write during the publish makes its range dirty
   again.
-* `journaled` and `unjournaled`: the dirty bytes that the journal knows, and those it does not yet.
+* `journaled`: dirty bytes that a crash leaves, as of the last sync. `unjournaled`: written since then (so a range may
+  be in both), and `saving`: on their way into the journal.
 
 A *generation* counts changes (bytes, size, metadata). The content is DIRTY while `generation` differs from
 `published_generation`, and has to be synced while it differs from `saved_generation`.
@@ -85,6 +86,10 @@ class CachedContent:
     inflight: RangeSet = field(default_factory=RangeSet)
     journaled: RangeSet = field(default_factory=RangeSet)
     unjournaled: RangeSet = field(default_factory=RangeSet)
+    saving: RangeSet = field(default_factory=RangeSet)
+    carries: bool = False  # the journal may have bytes of it, see Saver
+    carried_bytes: int = 0  # about how many
+    cut_unflushed: bool = False  # a power failure could bring back what the data file had before it was cut
     recorded: set[int] = field(default_factory=set)
     unrecorded: set[int] = field(default_factory=set)  # chunks that may have become clean since they were looked at
     generation: int = 0
@@ -199,8 +204,7 @@ class CachedContent:
             self.present.add(self.size, start)
         self.present.add(start, end)
         self.dirty.add(start, end)
-        for gap in self.journaled.gaps(start, end):
-            self.unjournaled.add(*gap)
+        self.unjournaled.add(start, end)
         self.size = max(self.size, end)
         self._changed(start, end)
 
@@ -208,8 +212,9 @@ class CachedContent:
         """Truncate: what is cut is forgotten, what is added is a hole."""
         if size < self.size:
             self.bodies.drop(size)
-            for ranges in (self.present, self.dirty, self.inflight, self.journaled, self.unjournaled):
+            for ranges in (self.present, self.dirty, self.inflight, self.journaled, self.unjournaled, self.saving):
                 ranges.remove(size, self.size)
+            self.cut_unflushed = True
             self.base_limit = min(self.base_limit, size)
             self.low_water = min(self.low_water, size)
         else:
@@ -263,8 +268,11 @@ class CachedContent:
         self.base_limit = self.low_water
         self.attempts.clear()
         self.flush_failed = self.unstreamable = False
-        self.journaled = _common(self.dirty, self.journaled)
         self.unjournaled = _common(self.dirty, self.unjournaled)
+        self.journaled = _common(self.dirty, self.journaled)
+        for newer in (self.unjournaled, self.saving):  # what the journal has of these is older than what was published
+            for start, end in newer:
+                self.journaled.remove(start, end)
         self.published_generation = snapshot.generation if metadata_too else snapshot.generation - 1
         if metadata_too and self.metadata == snapshot.metadata:
             self.metadata = sent
@@ -282,8 +290,9 @@ class CachedContent:
 
     def reset(self, info: ObjectInfo, metadata: Mapping[str, str]) -> None:
         """Forget the local bytes: the object holds all of them, and later ones."""
-        for ranges in (self.present, self.dirty, self.inflight, self.journaled, self.unjournaled):
+        for ranges in (self.present, self.dirty, self.inflight, self.journaled, self.unjournaled, self.saving):
             ranges.clear()
+        self.cut_unflushed = True
         self.rebase(info.version)
         self.evictions += 1
         self.size = self.base_limit = self.low_water = info.size

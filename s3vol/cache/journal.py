@@ -24,7 +24,7 @@ import json
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,11 +32,13 @@ import trio
 
 from s3vol.cache.extents import Range
 from s3vol.cache.records import (
+    CARRIED,
     OF_CONTENT,
     SCHEMA,
     SCHEMA_VERSION,
     Row,
     Statement,
+    carried_check_value,
     check_value,
     drop_content,
     now,
@@ -46,6 +48,7 @@ from s3vol.errors import Corrupt, NoSpace, S3volError, UsageError
 from s3vol.failpoints import Point, hit
 
 _GROUP_MAX = 2000
+_CHECKPOINT_PAGES = 4000  # 16 MiB: much of what is carried is published and gone by then, and is written once
 
 
 @dataclass(slots=True)
@@ -56,6 +59,7 @@ class Loaded:
     first_content_id: int = 0
     rows: dict[int, Row] = field(default_factory=dict)
     extents: dict[int, list[Range]] = field(default_factory=dict)
+    carried: set[int] = field(default_factory=set)  # contents of which the journal has bytes
     clean: dict[int, list[int]] = field(default_factory=dict)
     uploads: list[tuple[str, str]] = field(default_factory=list)  # id, key
     notes: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -108,6 +112,7 @@ class Journal:
         run("PRAGMA locking_mode=EXCLUSIVE")  # no -shm file; the directory is locked anyway
         run("PRAGMA journal_mode=WAL")
         run("PRAGMA synchronous=FULL")
+        run(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
         self._durable = True
         if not run("SELECT 1 FROM sqlite_master WHERE name='meta'").fetchone():
             self._create(volume, new_cache_id)
@@ -119,6 +124,10 @@ class Journal:
         run("BEGIN IMMEDIATE")
         if meta.get("shutdown") != "clean" and (not boot or meta.get("boot") != boot):
             run("DELETE FROM clean")
+        if meta["schema"] == "1":
+            for statement in CARRIED.split(";"):
+                run(statement)
+            run("UPDATE meta SET value=? WHERE name='schema'", (str(SCHEMA_VERSION),))
         opened = int(meta.get("opened", "0")) + 1
         run("UPDATE meta SET value=? WHERE name='opened'", (str(opened),))
         run("UPDATE meta SET value=? WHERE name='boot'", (boot,))
@@ -169,6 +178,10 @@ class Journal:
                 bad.setdefault(content_id, "extent: wrong check value or no content")
             else:
                 loaded.extents.setdefault(content_id, []).append((low, high))
+        for content_id, start, data, crc in run("SELECT content, start, bytes, crc FROM carried"):
+            if crc != carried_check_value(content_id, start, data) or content_id not in loaded.rows:
+                bad.setdefault(content_id, "carried bytes: wrong check value or no content")
+            loaded.carried.add(content_id)
         for content_id, reason in bad.items():
             self._quarantine(content_id, reason)
             loaded.rows.pop(content_id, None)
@@ -190,6 +203,12 @@ class Journal:
         run("INSERT INTO quarantine VALUES (?,?,?,?)", (content_id, reason, json.dumps(record), now()))
         for sql, values in drop_content(content_id):
             run(sql, values)
+
+    def carried(self, content_id: int) -> Iterator[tuple[int, bytes]]:
+        """Offset and bytes of what is carried for a content, in order of the writes; before the first commit only."""
+        yield from self._connection.execute(
+            "SELECT start, bytes FROM carried WHERE content=? ORDER BY id", (content_id,)
+        )
 
     # Writing
 

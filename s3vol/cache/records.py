@@ -15,11 +15,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from s3vol.cache.extents import Range
+from s3vol.store.base import Buffer
 from s3vol.types import Version
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-SCHEMA = """
+CARRIED = """\
+-- Bytes of small writes, which the data file may not have after a power failure. At the next start they are written to
+-- it in the order of `id`, where they are in an extent. Removed with the next fdatasync of the file, or its publish.
+CREATE TABLE carried (
+  id INTEGER PRIMARY KEY, content INTEGER NOT NULL, start INTEGER NOT NULL, bytes BLOB NOT NULL, crc INTEGER NOT NULL);
+CREATE INDEX carried_content ON carried (content);"""
+
+SCHEMA = f"""
 -- One fact per name: schema, volume (URL), cache (random id, in every nonce), opened (how often), boot (kernel boot id
 -- of the last open), shutdown ('clean' or 'running'), commits (touched by each durable commit, so that it writes).
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -32,8 +40,8 @@ CREATE TABLE content (
   base_limit INTEGER NOT NULL, size INTEGER NOT NULL, metadata TEXT NOT NULL, content_type TEXT NOT NULL,
   state TEXT NOT NULL, attempt INTEGER NOT NULL, attempts TEXT NOT NULL, explicit_times INTEGER NOT NULL,
   crc INTEGER NOT NULL);
--- Dirty bytes that are in the data file, fdatasync'ed before the row was committed. Append-only between publishes; the
--- union counts. Bytes beyond the content's size count for nothing.
+-- Dirty bytes that are in the data file, fdatasync'ed before the row was committed, or in `carried`. Append-only
+-- between publishes; the union counts. Bytes beyond the content's size count for nothing.
 CREATE TABLE extent (content INTEGER NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL, crc INTEGER NOT NULL);
 CREATE INDEX extent_content ON extent (content);
 -- Chunks of 1 MiB whose bytes in the data file are those of the base. Removed before the first write or punch. Believed
@@ -43,6 +51,7 @@ CREATE TABLE clean (content INTEGER NOT NULL, chunk INTEGER NOT NULL, PRIMARY KE
 CREATE TABLE upload (id TEXT PRIMARY KEY, key TEXT NOT NULL) WITHOUT ROWID;
 -- Small tables of the file system.
 CREATE TABLE note (kind TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (kind, name)) WITHOUT ROWID;
+{CARRIED}
 -- Records that could not be believed, as JSON; the data file is in the directory of the same name.
 CREATE TABLE quarantine (content INTEGER NOT NULL, reason TEXT NOT NULL, record TEXT NOT NULL, at TEXT NOT NULL);
 """
@@ -105,12 +114,28 @@ def replace_extents(content_id: int, ranges: Iterable[Range]) -> list[Statement]
     return [("DELETE FROM extent WHERE content=?", (content_id,)), *add_extents(content_id, ranges)]
 
 
+def carried_check_value(content_id: int, start: int, data: Buffer) -> int:
+    """CRC-32 of the bytes and of where they belong."""
+    return zlib.crc32(data, check_value(content_id, start))
+
+
+def carry(content_id: int, pieces: Iterable[tuple[int, Buffer]]) -> list[Statement]:
+    """These bytes, by offset, are dirty and not on the disk but for here."""
+    sql = "INSERT INTO carried (content, start, bytes, crc) VALUES (?,?,?,?)"
+    return [(sql, (content_id, at, data, carried_check_value(content_id, at, data))) for at, data in pieces]
+
+
+def drop_carried(content_id: int) -> list[Statement]:
+    """The bytes that were carried for a content are on the disk, or published."""
+    return [("DELETE FROM carried WHERE content=?", (content_id,))]
+
+
 def drop_content(content_id: int) -> list[Statement]:
     """Forget all about a content."""
     return [(f"DELETE FROM {table} WHERE {name}=?", (content_id,)) for table, name in OF_CONTENT]
 
 
-OF_CONTENT = (("content", "id"), ("extent", "content"), ("clean", "content"))
+OF_CONTENT = (("content", "id"), ("extent", "content"), ("carried", "content"), ("clean", "content"))
 
 
 def quarantine_content(content_id: int, reason: str) -> list[Statement]:

@@ -1,14 +1,15 @@
 """Replay: from the journal and the data files back to contents. Blocking, before anything is served.
 
 A DIRTY content comes back with the dirty bytes that the journal vouches for; what was written after its last sync is
-lost, by contract, and its file is cut to the size that was saved. A CLEAN content comes back with its clean chunks,
-if it has any. A data file without a record is an unsynced new file: deleted. A record without its data file, or
-damaged, goes to `quarantine`, with the data file if there is one.
+lost, by contract, and its file is cut to the size that was saved. What the journal carried of it is written to its
+file. A CLEAN content comes back with its clean chunks, if it has any. A data file without a record is an unsynced new
+file: deleted. A record without its data file, or damaged, goes to `quarantine`, with the data file if there is one.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from s3vol.cache import records
@@ -34,13 +35,20 @@ class Replayed:
     quarantined: int = 0
 
 
-def replay(directory: CacheDirectory, loaded: Loaded) -> Replayed:
-    """Bring the contents back. Raises OSError when the disk fails."""
+def replay(
+    directory: CacheDirectory, loaded: Loaded, carried: Callable[[int], Iterable[tuple[int, bytes]]]
+) -> Replayed:
+    """Bring the contents back. `carried`: see Journal. Raises OSError when the disk fails."""
     result = Replayed(quarantined=loaded.quarantined_before + len(loaded.quarantined))
     found = _scan(directory)
     damaged = set(loaded.quarantined)
     for row in loaded.rows.values():
         content = _revive(row, loaded)
+        if content is not None and row.id in loaded.carried:
+            back = _put_back(directory, content, list(carried(row.id)), found.get(row.id))
+            if back is not None:
+                found[row.id] = back
+            result.statements += records.drop_carried(row.id)
         if content is None:
             result.statements += records.drop_content(row.id)
         elif _is_whole(content, found.get(row.id)):
@@ -60,7 +68,43 @@ def replay(directory: CacheDirectory, loaded: Loaded) -> Replayed:
             os.rename(name, name, src_dir_fd=directory.data_fd, dst_dir_fd=directory.quarantine_fd)
         else:
             os.unlink(name, dir_fd=directory.data_fd)
+    if loaded.carried:
+        os.fsync(directory.data_fd)
     return result
+
+
+def _put_back(
+    directory: CacheDirectory,
+    content: CachedContent,
+    pieces: Sequence[tuple[int, bytes]],
+    found: tuple[int, int] | None,
+) -> tuple[int, int] | None:
+    """Write to the data file what the journal carried of its dirty bytes. Returns size and allocated bytes.
+
+    Nothing is done to a file that is too short for the dirty bytes that were not carried: they are lost.
+    """
+    rest = content.dirty.copy()
+    for start, data in pieces:
+        rest.remove(start, start + len(data))
+    if max((end for _, end in rest), default=0) > (found[0] if found else 0):
+        return found
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(f"{content.id:x}", flags, 0o600, dir_fd=directory.data_fd)
+    try:
+        for start, data in pieces:
+            for low, high in content.dirty.overlap(start, start + len(data)):
+                _write_fully(fd, memoryview(data)[low - start : high - start], low)
+        os.fdatasync(fd)
+        info = os.fstat(fd)
+        return info.st_size, info.st_blocks * 512
+    finally:
+        os.close(fd)
+
+
+def _write_fully(fd: int, view: memoryview, start: int) -> None:
+    done = 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], start + done)
 
 
 def _scan(directory: CacheDirectory) -> dict[int, tuple[int, int]]:

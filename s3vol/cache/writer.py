@@ -146,6 +146,7 @@ class Writer:
             if not overwrites:  # what was written of it is in nobody's range, but must not show up when the file grows
                 files.punch(content.id, start, end)
                 files.cut(content.id, max(content.size, start))
+                content.cut_unflushed = True
             raise
         content.written(start, end)
         self._changed(content)

@@ -12,11 +12,13 @@ import trio
 
 from s3vol.cache.base import CacheSettings
 from s3vol.cache.chunkcache import ChunkCache
+from s3vol.cache.saver import CARRY_BYTES
 from s3vol.store.file import FileStore
 from s3vol.types import GIB, MIB
 
 META = {"mode": "33188"}
 SMALL = b"small " * 1000
+FLUSHED = b"larger" * (CARRY_BYTES // 2)  # each half is flushed, not carried by the journal
 LARGE_MIB = 24
 BLOCK = bytes(range(256)) * 4096
 
@@ -27,17 +29,22 @@ def say(what: str) -> None:
     sys.stdout.flush()
 
 
-async def small(cache: ChunkCache) -> None:
+async def small(cache: ChunkCache, body: bytes = SMALL) -> None:
     """A small file: written, synced, written again, published."""
     content = cache.create("small", META)
-    await cache.write(content, 0, SMALL[: len(SMALL) // 2])
+    await cache.write(content, 0, body[: len(body) // 2])
     await cache.sync(content)
     say("synced half")
-    await cache.write(content, len(SMALL) // 2, SMALL[len(SMALL) // 2 :])
+    await cache.write(content, len(body) // 2, body[len(body) // 2 :])
     await cache.sync(content)
     say("synced")
     await cache.publish(content)
     say("published")
+
+
+async def flushed(cache: ChunkCache) -> None:
+    """The same with more than the journal carries."""
+    await small(cache, FLUSHED)
 
 
 async def large(cache: ChunkCache) -> None:
@@ -82,7 +89,8 @@ async def main(directory: str, store_directory: str, script: str) -> None:
     store = await FileStore.open(Path(store_directory))
     settings = CacheSettings(Path(directory), size_bytes=GIB, free_floor_bytes=0, node="child")
     async with ChunkCache.open(store, settings, volume="file://test/") as cache:
-        await {"small": small, "large": large, "conflict": conflict, "evict": evict}[script](cache)
+        scripts = {"small": small, "flushed": flushed, "large": large, "conflict": conflict, "evict": evict}
+        await scripts[script](cache)
     say("closed")
 
 

@@ -17,13 +17,13 @@ from s3vol.failpoints import Point
 from s3vol.store.base import Store
 from s3vol.store.file import FileStore
 from s3vol.types import GIB, MIB
-from tests.cache.crash_child import BLOCK, LARGE_MIB, META, SMALL
+from tests.cache.crash_child import BLOCK, FLUSHED, LARGE_MIB, META, SMALL
 from tests.cache.rig import content_of
 
 SMALL_POINTS = (
-    "write-after-data", "sync-after-data", "sync-after-data:2", "sync-after-commit", "sync-after-commit:2",
-    "publish-before-put", "publish-after-put",
+    "write-after-data", "sync-after-commit", "sync-after-commit:2", "publish-before-put", "publish-after-put",
 )  # fmt: skip
+FLUSHED_POINTS = ("sync-after-data", "sync-after-data:2", "sync-after-commit", "sync-after-commit:2")
 LARGE_POINTS = (
     "upload-after-create", "upload-after-part", "upload-after-part:3", "upload-before-complete",
     "upload-after-complete", "upload-after-create:2", "upload-after-part:4", "upload-before-complete:2",
@@ -65,17 +65,21 @@ def _store(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
 
 
-@pytest.mark.parametrize("point", SMALL_POINTS)
-async def test_a_small_file_survives(tmp_path: Path, point: str) -> None:
-    promised = run_until_killed(tmp_path, "small", point)
+@pytest.mark.parametrize(
+    ("script", "point"),
+    [("small", point) for point in SMALL_POINTS] + [("flushed", point) for point in FLUSHED_POINTS],
+)
+async def test_a_small_file_survives(tmp_path: Path, script: str, point: str) -> None:
+    promised = run_until_killed(tmp_path, script, point)
+    wanted = {"small": SMALL, "flushed": FLUSHED}[script]
     store, settings = await reopen(tmp_path)
     async with ChunkCache.open(store, settings, volume="file://test/") as cache:
         await publish_all(cache)
     keys = [found.key for found in (await store.list("")).objects]
     if "synced" in promised:
-        assert await body(store, "small") == SMALL
+        assert await body(store, "small") == wanted
     elif "synced half" in promised:
-        assert (await body(store, "small"))[: len(SMALL) // 2] == SMALL[: len(SMALL) // 2]
+        assert (await body(store, "small"))[: len(wanted) // 2] == wanted[: len(wanted) // 2]
     else:
         assert keys in ([], ["small"])
     assert keys in ([], ["small"]), "no conflict with ourselves"
