@@ -32,6 +32,7 @@ from s3vol.cache.base import State
 from s3vol.cache.bodies import ContentBodies
 from s3vol.cache.extents import Range, RangeSet
 from s3vol.cache.readahead import Readahead
+from s3vol.cache.readaround import ReadAround
 from s3vol.cache.records import Row
 from s3vol.cache.stream import Stream
 from s3vol.types import CHUNK_BYTES, ObjectInfo, Version
@@ -120,6 +121,7 @@ class CachedContent:
         default_factory=set
     )  # of those who wait for a publish; progress extends them
     readahead: Readahead = field(default_factory=Readahead)
+    around: ReadAround = field(default_factory=ReadAround)
     publish_lock: trio.Lock = field(default_factory=trio.Lock)  # one publisher, or mover, at a time
     sync_lock: trio.Lock = field(default_factory=trio.Lock)  # rows of one content are committed in order
 

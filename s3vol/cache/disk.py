@@ -16,7 +16,7 @@ reserved): a tenth of the processor time, and the kernel holds them once, as pag
 hold older bytes of such a range. The kernel drops what it has of it before and after the write, but not a page that
 is dirty then; so no page may reach from bytes that are there into bytes that are not: chunks are whole pages, parts of
 pages are written through the page cache, and the kernel's own readahead, which does not know what is a hole, is off
-(POSIX_FADV_RANDOM).
+(POSIX_FADV_RANDOM). Who reads says what is around that may be brought along (cache/readaround.py).
 
 Blocks are counted by `st_blocks` of each file (0.8 µs), which is what the cap is about; holes cost nothing.
 
@@ -41,6 +41,7 @@ from pathlib import Path
 import trio
 
 from s3vol.cache.direct import DirectWriter
+from s3vol.cache.extents import Range
 from s3vol.errors import Corrupt, NoSpace, PosixError, S3volError, UsageError
 from s3vol.store.base import Buffer
 from s3vol.types import MIB
@@ -259,9 +260,12 @@ class DataFiles:
                 return None
         return data
 
-    async def read(self, content_id: int, start: int, length: int) -> bytearray:
-        """The bytes, zeros beyond the end of the file; in a thread if that would block, or take long."""
-        if length <= PIECE_BYTES:
+    async def read(self, content_id: int, start: int, length: int, around: Range | None = None) -> bytearray:
+        """The bytes, zeros beyond the end of the file; in a thread if that would block, or take long.
+
+        `around`: what to bring into the page cache as well, from a caller who has just seen that it would block.
+        """
+        if around is None and length <= PIECE_BYTES:
             data = self.read_now(content_id, start, length)
             if data is not None:
                 return data
@@ -269,7 +273,7 @@ class DataFiles:
         if content_id not in self._blocks:
             return buffer
         with self._pin(content_id) as fd:
-            await trio.to_thread.run_sync(_read_fully, fd, memoryview(buffer), start, limiter=self._threads)
+            await trio.to_thread.run_sync(_read_fully, fd, memoryview(buffer), start, around, limiter=self._threads)
         return buffer
 
     def write(self, content_id: int, start: int, data: Buffer) -> None:
@@ -367,7 +371,9 @@ class DataFiles:
         self._open.clear()
 
 
-def _read_fully(fd: int, view: memoryview, start: int) -> None:
+def _read_fully(fd: int, view: memoryview, start: int, around: Range | None) -> None:
+    if around is not None and around[1] - around[0] > len(view):
+        os.posix_fadvise(fd, around[0], around[1] - around[0], os.POSIX_FADV_WILLNEED)  # begins, and does not wait
     done = 0
     while done < len(view):
         got = os.preadv(fd, [view[done:]], start + done)

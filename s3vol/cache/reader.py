@@ -2,8 +2,9 @@
 
 Theory of operation. The hot path is one `preadv(RWF_NOWAIT)` on the event loop, or, right behind the readahead, a look
 at bytes that are still in memory. Everything else (absent bytes, a cold page cache) is the slow path: fetch, read in a
-thread, and look again, because bytes may be evicted while a thread reads them. A disk without room does not stop
-readers: they get the bytes from memory.
+thread, and look again, because bytes may be evicted while a thread reads them. A small read that has to wait for the
+disk brings what is around it (cache/readaround.py). A disk without room does not stop readers: they get the bytes from
+memory.
 
 Readahead is decided per read (cache/readahead.py) and done by tasks that nobody waits for; too many of them are not
 begun.
@@ -15,6 +16,7 @@ import trio
 
 from s3vol.cache.base import CacheSettings
 from s3vol.cache.content import CachedContent
+from s3vol.cache.direct import PAGE_BYTES
 from s3vol.cache.disk import DataFiles
 from s3vol.cache.fetch import RUN_BYTES, Fetcher
 from s3vol.cache.space import Space
@@ -64,6 +66,7 @@ class Reader:
         if content.present.covers(offset, end):
             data = self._files.read_now(content.id, offset, end - offset)
             if data is not None:
+                content.around.hit(end - offset)
                 return data
         return await self._read_slowly(content, offset, length)
 
@@ -85,7 +88,10 @@ class Reader:
                         raise ValueError(f"{content.key}: read without a reference")
                     continue
                 before = content.evictions
-                data = await self._files.read(content.id, offset, end - offset)
+                data = self._files.read_now(content.id, offset, end - offset)  # what was just fetched is there
+                if data is None:
+                    around = content.around.missed(offset, end, content.present, PAGE_BYTES)
+                    data = await self._files.read(content.id, offset, end - offset, around)
                 if content.evictions == before:
                     return data
         raise Unavailable(f"{content.key}: no answer within {self._settings.timeout_s:g} s")

@@ -7,6 +7,7 @@ import trio
 import trio.testing
 
 from s3vol.cache.base import State
+from s3vol.cache.extents import Range
 from s3vol.errors import Corrupt, NoSpace, PreconditionFailed, Unavailable
 from s3vol.types import KIB, MIB
 from tests.cache.rig import META, Rig, content_of
@@ -239,10 +240,10 @@ async def test_bytes_that_are_evicted_while_a_thread_reads_them_are_fetched_agai
         files = cache.parts.files
         real = files.read
 
-        async def slow(content_id: int, start: int, length: int) -> bytearray:
+        async def slow(content_id: int, start: int, length: int, around: Range | None = None) -> bytearray:
             if rig.faults.calls["get"] == 1:
                 await cache.parts.space.evict(1 << 40)
-            return await real(content_id, start, length)
+            return await real(content_id, start, length, around)
 
         monkeypatch.setattr(type(files), "read_now", lambda *_: None)
         monkeypatch.setattr(files, "read", slow)
