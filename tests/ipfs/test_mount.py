@@ -4,52 +4,16 @@ from __future__ import annotations
 
 import os
 import subprocess
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.kernel.harness import Mounted, Node
+from tests.ipfs.site import Site
 from tests.support import ipfs_binaries
-from tests.support.ipfs import PASSWORD, USER, Swarm
+from tests.support.ipfs import Swarm
 
 pytestmark = [pytest.mark.ipfs, pytest.mark.kernel]
-
-
-class Site:
-    """A new volume, and machines that mount it."""
-
-    def __init__(self, swarm: Swarm, folder: Path) -> None:
-        self.swarm = swarm
-        self.source = f"ipfs://v{uuid.uuid4().hex[:8]}"
-        self._folder = folder
-        self._nodes: dict[int, Node] = {}
-        self._login = folder / "login"
-        self._login.touch(0o600)
-        self._login.write_text(f"{USER}:{PASSWORD}\n")
-
-    def node(self, number: int) -> Node:
-        """A machine, whose s3vol knows the daemons that are there."""
-        if number not in self._nodes:
-            daemons = self.swarm.nodes[number]
-            told = {
-                "S3VOL_KUBO": daemons.kubo_url,
-                "S3VOL_CLUSTER": daemons.cluster_url,
-                "S3VOL_CLUSTER_LOGIN": str(self._login),
-                "S3VOL_NODE": f"node{number}",
-            }
-            self._nodes[number] = Node(self._folder / f"node{number}", told)
-        return self._nodes[number]
-
-    def mount(self, number: int, *options: str) -> Mounted:
-        """The volume, mounted on a machine."""
-        return self.node(number).mount(self.source, *options)
-
-    def close(self) -> None:
-        """Nothing is mounted any more."""
-        for node in self._nodes.values():
-            node.close()
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import os
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.kernel.harness import Mounted, Node
-from tests.support.ipfs import PASSWORD, USER, Swarm
+from tests.ipfs.site import Site
+from tests.kernel.harness import Mounted
+from tests.support.ipfs import Swarm
 from tests.support.minio import wait_for
 
 pytestmark = [pytest.mark.ipfs, pytest.mark.kernel]
@@ -24,44 +24,22 @@ pytestmark = [pytest.mark.ipfs, pytest.mark.kernel]
 CONVERGE_S = 90.0  # rebroadcasts of what a partition swallowed come every 5 s; the rest is for a machine under load
 
 
-class Site:
+class Everywhere(Site):
     """A new volume, mounted on every machine of a swarm."""
 
     def __init__(self, swarm: Swarm, folder: Path, *options: str) -> None:
-        self.swarm = swarm
-        self.source = f"ipfs://v{uuid.uuid4().hex[:8]}"
+        super().__init__(swarm, folder)
         self._options = options
-        login = folder / "login"
-        login.touch(0o600)
-        login.write_text(f"{USER}:{PASSWORD}\n")
-        self.nodes = [
-            Node(
-                folder / f"node{node.number}",
-                {
-                    "S3VOL_KUBO": node.kubo_url,
-                    "S3VOL_CLUSTER": node.cluster_url,
-                    "S3VOL_CLUSTER_LOGIN": str(login),
-                    "S3VOL_NODE": f"node{node.number}",
-                },
-                enter=node.enter,
-            )
-            for node in swarm.nodes
-        ]
-        self.mounts = [self.mount(number) for number in range(len(self.nodes))]
+        self.mounts = [self.remount(number) for number in range(len(swarm.nodes))]
 
-    def mount(self, number: int) -> Mounted:
+    def remount(self, number: int) -> Mounted:
         """Mount it on one machine."""
-        return self.nodes[number].mount(self.source, *self._options)
+        return self.mount(number, *self._options)
 
     @property
     def paths(self) -> list[Path]:
         """The mount points."""
         return [mount.path for mount in self.mounts]
-
-    def close(self) -> None:
-        """Nothing is mounted any more."""
-        for node in self.nodes:
-            node.close()
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +50,12 @@ def apart() -> Iterator[Swarm]:
 
 
 @pytest.fixture
-def site(apart: Swarm, tmp_path: Path) -> Iterator[Callable[..., Site]]:
+def site(apart: Swarm, tmp_path: Path) -> Iterator[Callable[..., Everywhere]]:
     """`site(*options)`: a new volume, mounted on all three."""
-    made: list[Site] = []
+    made: list[Everywhere] = []
 
-    def make(*options: str) -> Site:
-        made.append(Site(apart, tmp_path, *options))
+    def make(*options: str) -> Everywhere:
+        made.append(Everywhere(apart, tmp_path, *options))
         return made[-1]
 
     try:
@@ -101,7 +79,7 @@ def converged(paths: list[Path], count: int) -> bool:
     return len(found[0]) == count and all(one == found[0] for one in found)
 
 
-def rounds(site: Site, count: int) -> None:
+def rounds(site: Everywhere, count: int) -> None:
     """A file that was closed on one machine is what the first open on the others reads."""
     writer, *readers = site.paths
     for number in range(count):
@@ -111,16 +89,18 @@ def rounds(site: Site, count: int) -> None:
             assert (reader / "file").read_bytes() == body
 
 
-def test_the_first_open_after_close_reads_it_on_the_other_machines(site: Callable[..., Site]) -> None:
+def test_the_first_open_after_close_reads_it_on_the_other_machines(site: Callable[..., Everywhere]) -> None:
     rounds(site(), 15)
 
 
 @pytest.mark.soak
-def test_five_hundred_first_opens_after_close_read_it_on_the_other_machines(site: Callable[..., Site]) -> None:
+def test_five_hundred_first_opens_after_close_read_it_on_the_other_machines(site: Callable[..., Everywhere]) -> None:
     rounds(site(), 500)  # five minutes
 
 
-def test_halves_that_are_cut_off_write_on_and_come_to_one_tree_with_conflicts_named(site: Callable[..., Site]) -> None:
+def test_halves_that_are_cut_off_write_on_and_come_to_one_tree_with_conflicts_named(
+    site: Callable[..., Everywhere],
+) -> None:
     here = site("--attr-ttl", "0s")
     one, two, three = here.paths
     (one / "d").mkdir()
@@ -145,7 +125,7 @@ def test_halves_that_are_cut_off_write_on_and_come_to_one_tree_with_conflicts_na
     assert {found["common"], found[conflict]} == {b"left", b"right"}
 
 
-def test_what_was_closed_with_two_replicas_survives_the_death_of_its_machine(site: Callable[..., Site]) -> None:
+def test_what_was_closed_with_two_replicas_survives_the_death_of_its_machine(site: Callable[..., Everywhere]) -> None:
     here = site("--replicas", "2", "--timeout", "10s")
     one, two, three = here.paths
     closed: dict[str, bytes] = {}
@@ -178,7 +158,7 @@ def test_what_was_closed_with_two_replicas_survives_the_death_of_its_machine(sit
 
     here.swarm.nodes[0].start()
     here.swarm.await_ready()
-    here.mounts[0] = here.mount(0)
+    here.mounts[0] = here.remount(0)
     (here.mounts[0].path / "back").write_text("again")
     wait_for(lambda: {*closed, "meanwhile", "back"} <= {*os.listdir(two)}, CONVERGE_S, "what came back")
     wait_for(lambda: converged(here.paths, len(os.listdir(two))), CONVERGE_S, "one tree")
@@ -186,7 +166,7 @@ def test_what_was_closed_with_two_replicas_survives_the_death_of_its_machine(sit
 
 
 @pytest.mark.soak
-def test_garbage_of_a_changing_file_goes_while_all_machines_work(site: Callable[..., Site]) -> None:
+def test_garbage_of_a_changing_file_goes_while_all_machines_work(site: Callable[..., Everywhere]) -> None:
     here = site("--retention", "6s")  # so a mount collects every second; two minutes in all
     one, two, three = here.paths
     kept, size, commits = os.urandom(32 << 20), 16 << 20, 60
