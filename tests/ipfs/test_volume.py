@@ -19,7 +19,6 @@ from s3vol.errors import S3volError, Unavailable
 from s3vol.store.base import Store
 from s3vol.store.ipfs.base import Cluster
 from s3vol.store.ipfs.cluster import ClusterPeer
-from s3vol.store.ipfs.collect import Collector
 from s3vol.store.ipfs.kubo import Kubo
 from s3vol.store.ipfs.opening import OpenVolume, VolumeSettings, open_volume
 from s3vol.store.ipfs.store import IpfsStore
@@ -187,39 +186,6 @@ async def test_what_was_synced_to_two_replicas_survives_the_crash_of_its_node(si
             assert ours["meanwhile"] == b"of another node"
             for other in others:
                 assert await contents(other.store()) == ours
-
-
-async def test_garbage_of_a_changing_file_goes_and_nothing_else(site: Site) -> None:
-    async with site.opened(0, 1) as (volume, other):
-        writer, reader = volume.store(), other.store()
-        kept = os.urandom(2_000_000)
-        await put(writer, "kept", kept)
-        await writer.sync()
-        collector = Collector(volume, retention_s=0.0)
-        stop = trio.Event()
-
-        async def watch() -> None:
-            while not stop.is_set():
-                info = await reader.head("kept")
-                assert bytes(await reader.get("kept", 0, info.size)) == kept
-                await reader.sync()  # says which heads it has seen: collection waits for it
-                await trio.sleep(0.05)
-
-        sizes: list[int] = []
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch)
-            for _ in range(12):
-                await put(writer, "changing", os.urandom(3_000_000))
-                await writer.sync()
-                await collector.collect()
-                sizes.append((await volume.blocks.stat(timeout_s=WAIT_S)).used_bytes)
-            stop.set()
-        await reader.sync()
-        outcome = await collector.collect()
-        assert outcome.waits_for == ()
-        sizes.append((await volume.blocks.stat(timeout_s=WAIT_S)).used_bytes)
-        assert max(sizes[6:]) < sizes[0] + 5 * 3_000_000
-        assert await read(reader, "kept") == kept
 
 
 @pytest.mark.soak  # test_swarm.py has the same through the kernel
