@@ -125,14 +125,14 @@ class FileIO:
         if handle.writable:
             await self.commit(handle.inode, handle.content, remote=self._mount.settings.close_remote)
             if self._mount.settings.close_remote:
-                await self._mount.store.sync()
+                await self._mount.published()
 
     async def fsync(self, fh: Fh) -> None:
         """Shipped or journaled, as the volume has it."""
         handle = self._mount.handles.file(fh)
         await self.commit(handle.inode, handle.content, remote=self._mount.settings.fsync_remote, schedule=False)
         if self._mount.settings.fsync_remote:
-            await self._mount.store.sync()
+            await self._mount.published()
 
     async def commit(self, inode: Inode, content: Content, *, remote: bool, schedule: bool = True) -> None:
         """Make changes durable. Raises Conflict, Unavailable, NoSpace and what the store refuses."""

@@ -217,7 +217,7 @@ class S3Fs:
         self._mount.handles.directory(fh)
         await self._mount.cache.sync_notes()
         if self._mount.settings.fsync_remote:
-            await self._mount.store.sync()
+            await self._mount.published()
 
     async def statfs(self) -> StatFs:
         """See StatFs."""

@@ -52,7 +52,7 @@ class Upkeep:
         errors = await self._publish(pending, progress)
         if errors:
             raise errors[0]
-        await self._mount.store.sync()
+        await self._mount.published()
 
     async def drain(self, deadline_s: float, progress: Callable[[Progress], None]) -> Progress:
         """Publish everything for at most `deadline_s`, then journal the rest. Returns what is left."""

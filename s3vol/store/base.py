@@ -63,6 +63,9 @@ class Capabilities:
     list_metadata: bool = True
     etag_is_md5: bool = True
     conditions_span_nodes: bool = True  # else they hold among the users of one mount, and conflicts are merged
+    publishes_later: bool = (
+        False  # other nodes see a change after `sync`; else when it returns, and `sync` does nothing
+    )
     hides_children: bool = False  # object `a` makes `a/...` vanish from listings (MinIO)
     versions: bool = False
     watch: bool = False
@@ -220,7 +223,8 @@ class Store(Protocol):
     async def sync(self) -> None:
         """Return when every change that returned before is visible to all nodes, as durable as the store can make it.
 
-        Nothing to do where a change is that when it returns. Idempotent. Raises Unavailable.
+        Nothing to do without `capabilities.publishes_later`: callers on a hot path look there. Idempotent. Raises
+        Unavailable.
         """
         ...
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
-from s3vol.store.memory import MemoryBucket, MemoryStore
+from s3vol.store.memory import MEMORY_CAPABILITIES, MemoryBucket, MemoryStore
 from s3vol.types import ROOT_INO
 from tests.fs.conftest import Nodes
 from tests.fs.rig import Node
@@ -14,6 +15,9 @@ class Later(MemoryStore):
     """Counts in `published` the calls that asked for all changes to be published."""
 
     published = 0
+
+    def __init__(self, bucket: MemoryBucket, *, publishes_later: bool = True) -> None:
+        super().__init__(bucket, capabilities=replace(MEMORY_CAPABILITIES, publishes_later=publishes_later))
 
     async def sync(self) -> None:
         """See Store.sync."""
@@ -58,3 +62,17 @@ async def test_a_flush_waits_for_the_store_whatever_the_mode(nodes: Nodes, bucke
     await node.close(await node.create("f"))
     await node.fs.flush_path(None, lambda _: None)
     assert store.published == 1
+
+
+async def test_a_store_whose_changes_are_published_when_they_return_is_not_asked(
+    nodes: Nodes, bucket: MemoryBucket
+) -> None:
+    store = Later(bucket, publishes_later=False)
+    node: Node = await nodes("a", store)
+    fh = await node.create("f")
+    await node.fs.write(fh, 0, b"x")
+    await node.fs.fsync(fh)
+    await node.close(fh)
+    await node.fs.fsyncdir(await node.fs.opendir(ROOT_INO))
+    await node.fs.flush_path(None, lambda _: None)
+    assert store.published == 0

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -15,7 +16,7 @@ from s3vol.store.fault import FaultStore
 from s3vol.store.file import FILE_CAPABILITIES, FileStore
 from s3vol.store.ipfs.cluster import ClusterPeer
 from s3vol.store.ipfs.kubo import Kubo
-from s3vol.store.ipfs.opening import VolumeSettings, open_volume
+from s3vol.store.ipfs.opening import OpenVolume, VolumeSettings, open_volume
 from s3vol.store.ipfs.store import IPFS_CAPABILITIES
 from s3vol.store.limit import LimitStore
 from s3vol.store.memory import MEMORY_CAPABILITIES, MemoryBucket, MemoryStore
@@ -30,8 +31,14 @@ from tests.support.ipfs_memory import MemoryBlocks, MemoryCluster, Network
 from tests.support.minio import Minio
 from tests.support.s3 import MINIO_CAPABILITIES, proxied, settings_for
 
-OpenAt = Callable[[str], Awaitable[Store]]
-"""Opens a view, on a prefix ("" for all), of the one bucket that a test has. The fixture closes it."""
+
+class OpenAt(Protocol):
+    """Opens a view, on a prefix ("" for all), of the one bucket that a test has. The fixture closes it."""
+
+    def __call__(self, prefix: str, node: int = 0) -> Awaitable[Store]:
+        """The view of one of several nodes; they are one where all see the bucket itself."""
+        ...
+
 
 Backend = Callable[[Path, pytest.FixtureRequest], AbstractAsyncContextManager[OpenAt]]
 """Makes an empty bucket for one test; may use the directory, and ask for fixtures by name."""
@@ -45,7 +52,7 @@ async def memory(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterato
     bucket = MemoryBucket()
     capabilities = replace(MEMORY_CAPABILITIES, min_part_bytes=PART_BYTES)
 
-    async def open_at(prefix: str) -> Store:
+    async def open_at(prefix: str, node: int = 0) -> Store:
         return MemoryStore(bucket, prefix, capabilities=capabilities)
 
     yield open_at
@@ -64,7 +71,7 @@ async def memory_poor(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIt
         watch=False,
     )
 
-    async def open_at(prefix: str) -> Store:
+    async def open_at(prefix: str, node: int = 0) -> Store:
         return MemoryStore(bucket, prefix, capabilities=capabilities)
 
     yield open_at
@@ -87,7 +94,7 @@ def _file_opener(tmp_path: Path, *, use_xattrs: bool) -> OpenAt:
     directory.mkdir()
     capabilities = replace(FILE_CAPABILITIES, min_part_bytes=PART_BYTES)
 
-    async def open_at(prefix: str) -> Store:
+    async def open_at(prefix: str, node: int = 0) -> Store:
         return await FileStore.open(directory, prefix, capabilities=capabilities, use_xattrs=use_xattrs)
 
     return open_at
@@ -99,7 +106,7 @@ async def s3(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Op
     server: Minio = request.getfixturevalue("minio")
     bucket = server.new_bucket()
 
-    async def open_at(prefix: str) -> Store:
+    async def open_at(prefix: str, node: int = 0) -> Store:
         source = Source("s3", bucket=bucket, prefix=prefix)
         return S3Store(await connect(source, settings_for(server.endpoint)), source, MINIO_CAPABILITIES)
 
@@ -112,7 +119,7 @@ async def s3_proxied(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIte
     server: Minio = request.getfixturevalue("minio")
     async with s3(tmp_path, request) as open_directly:
 
-        async def open_at(prefix: str) -> Store:
+        async def open_at(prefix: str, node: int = 0) -> Store:
             with proxied(server.endpoint):
                 return await open_directly(prefix)
 
@@ -124,7 +131,7 @@ async def decorated(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIter
     """The reference under all decorators: a decorator keeps the contract of what it wraps."""
     async with memory(tmp_path, request) as open_at:
 
-        async def open_decorated(prefix: str) -> Store:
+        async def open_decorated(prefix: str, node: int = 0) -> Store:
             health = Health()
             traced = TraceStore(FaultStore(await open_at(prefix)), health)
             return RetryStore(LimitStore(traced, reads=4, writes=2, body_bytes=PART_BYTES), health=health)
@@ -133,19 +140,33 @@ async def decorated(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIter
 
 
 @asynccontextmanager
-async def ipfs(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[OpenAt]:
-    """A volume in IPFS, on a node whose daemons are in memory."""
-    network = Network()
-    node = network.nodes[0]
-    settings = VolumeSettings("volume", tmp_path / "state", scan_s=0.0)
-    opened = await open_volume(MemoryBlocks(network, node), MemoryCluster(network, node), settings, health=Health())
+async def _volumes(open_volume_in: Callable[[Path], Awaitable[OpenVolume]], folder: Path) -> AsyncIterator[OpenAt]:
+    """One volume; a node is a writer with a journal of its own."""
+    opened: dict[int, OpenVolume] = {}
     capabilities = replace(IPFS_CAPABILITIES, min_part_bytes=PART_BYTES)
 
-    async def open_at(prefix: str) -> Store:
-        return opened.view(prefix, capabilities=capabilities)
+    async def open_at(prefix: str, node: int = 0) -> Store:
+        if node not in opened:
+            opened[node] = await open_volume_in(folder / f"state{node}")
+        return opened[node].view(prefix, capabilities=capabilities)
 
     yield open_at
-    await opened.aclose()
+    for volume in opened.values():
+        await volume.aclose()
+
+
+@asynccontextmanager
+async def ipfs(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[OpenAt]:
+    """A volume in IPFS, on nodes whose daemons are in memory."""
+    network = Network()
+    (daemons,) = network.nodes
+
+    async def open_in(state: Path) -> OpenVolume:
+        blocks, cluster = MemoryBlocks(network, daemons), MemoryCluster(network, daemons)
+        return await open_volume(blocks, cluster, VolumeSettings("volume", state, scan_s=0.0), health=Health())
+
+    async with _volumes(open_in, tmp_path) as open_at:
+        yield open_at
 
 
 @pytest.fixture(scope="session")
@@ -159,17 +180,16 @@ def ipfs_daemons() -> Iterator[Swarm]:
 async def ipfs_real(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[OpenAt]:
     """A volume in IPFS, on real daemons."""
     swarm: Swarm = request.getfixturevalue("ipfs_daemons")
-    (node,) = swarm.nodes
-    settings = VolumeSettings(f"v{uuid.uuid4().hex}", tmp_path / "state", scan_s=0.0)
-    peer = ClusterPeer(node.cluster_url, login=(USER, PASSWORD))
-    opened = await open_volume(Kubo(node.kubo_url), peer, settings, health=Health())
-    capabilities = replace(IPFS_CAPABILITIES, min_part_bytes=PART_BYTES)
+    (daemons,) = swarm.nodes
+    name = f"v{uuid.uuid4().hex}"
 
-    async def open_at(prefix: str) -> Store:
-        return opened.view(prefix, capabilities=capabilities)
+    async def open_in(state: Path) -> OpenVolume:
+        peer = ClusterPeer(daemons.cluster_url, login=(USER, PASSWORD))
+        settings = VolumeSettings(name, state, scan_s=0.0)
+        return await open_volume(Kubo(daemons.kubo_url), peer, settings, health=Health())
 
-    yield open_at
-    await opened.aclose()
+    async with _volumes(open_in, tmp_path) as open_at:
+        yield open_at
 
 
 BACKENDS: dict[str, Backend] = {
@@ -198,8 +218,8 @@ async def store_at(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
     opened: list[Store] = []
     async with BACKENDS[request.param](tmp_path, request) as open_at:
 
-        async def open_and_note(prefix: str) -> Store:
-            opened.append(await open_at(prefix))
+        async def open_and_note(prefix: str, node: int = 0) -> Store:
+            opened.append(await open_at(prefix, node))
             return opened[-1]
 
         yield open_and_note

@@ -110,6 +110,21 @@ async def test_delete_removes_and_is_repeatable(store: Store) -> None:
     assert await store.list("") == await store.list("nothing")
 
 
+async def test_other_nodes_see_a_change_when_it_returns_or_where_it_is_published_later_after_sync(
+    store_at: OpenAt,
+) -> None:
+    store, other = await store_at(""), await store_at("", node=1)
+    await store.put("k", b"x", metadata={})
+    if store.capabilities.publishes_later:
+        with pytest.raises(NotFound):
+            await other.head("k")
+    else:
+        assert (await other.head("k")).size == 1
+    for _ in range(2):
+        await store.sync()
+        assert (await other.head("k")).size == 1
+
+
 async def test_a_key_with_a_slash_at_its_end_is_its_own_object(store: Store) -> None:
     await store.put("d/", b"", metadata={"mode": "16877"}, content_type=DIRECTORY_TYPE, condition=ABSENT)
     with pytest.raises(PreconditionFailed):

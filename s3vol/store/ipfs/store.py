@@ -45,6 +45,7 @@ _UNDATED = Dot(0, "")  # the seal gives an entry its dot
 IPFS_CAPABILITIES = Capabilities(
     etag_is_md5=False,
     conditions_span_nodes=False,
+    publishes_later=True,
     min_part_bytes=PIECE_MAX_BYTES,  # a smaller one would leave short blocks in the row for ever
     max_part_bytes=GIB,
     max_put_bytes=GIB,
