@@ -94,10 +94,10 @@ class Collector:
         return found
 
     def needed(self) -> set[bytes]:
-        """Digests of all blocks that the present state, pending changes and uploads consist of."""
+        """Digests of all blocks that the present state, pending changes, uploads and bodies on their way consist of."""
         volume = self._parts.volume
         state = volume.seal()
-        needed: set[bytes] = set()
+        needed = self._parts.segments.reserved
         for _, entries in tree.scan(volume.nodes, state.tree):
             for entry in entries:
                 needed.update(piece.digest for piece in volume.pieces(entry))
@@ -111,7 +111,7 @@ class Collector:
         segments, needed, queue = self._parts.segments, self.needed(), self._parts.journal.queue
         clock = dict(self._parts.volume.state.clock)
         condemned = 0
-        for segment in list(segments.all.values()):
+        for segment in [segment for segment in segments.all.values() if not segments.is_importing(segment)]:
             used = segment.digests & needed
             if segment.dead_at_s is None:
                 if len(used) < REPACK * len(segment.digests):
@@ -138,13 +138,16 @@ class Collector:
         return removable, tuple(sorted(holders))
 
     async def _drop_commits(self, now_s: int) -> int:
-        """Unpin commits that were replaced long ago; slow readers of their nodes are done."""
+        """Unpin commits that were replaced long ago; slow readers of their nodes are done.
+
+        A later one than the published one is on its way, or its register was posted and the reply lost: it stays.
+        """
         publisher = self._parts.publisher
-        current = publisher.published.commit if publisher.published else None
+        latest = publisher.published.sequence if publisher.published else 0
         old = [
             commit
             for commit in publisher.commits.values()
-            if commit.cid != current and commit.replaced_at_s + self._retention_s <= now_s
+            if commit.sequence < latest and commit.replaced_at_s + self._retention_s <= now_s
         ]
         for commit in old:
             await self._opened.cluster.unpin(commit.cid, timeout_s=_CALL_S)

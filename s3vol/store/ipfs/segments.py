@@ -9,6 +9,9 @@ imported at once, in its own segment. What a writer's files consist of is always
 segments, even where another writer's hold the same bytes (`owe`): who deletes a segment then need only ask whether
 anybody still shows a file with its blocks, not who else relies on it.
 
+Between the import of a body and the change that shows it, no file needs its blocks. Whoever stores one holds a
+reservation meanwhile (`reserve`), and a segment is not judged while it is imported.
+
 A segment is noted in the journal before it is imported. After a crash one that was only noted is unpinned and
 forgotten; what was to be in it is still in the journal, or was never acknowledged.
 
@@ -17,7 +20,8 @@ forgotten; what was to be in it is still in the journal, or was never acknowledg
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import trio
@@ -96,6 +100,9 @@ class Segments:
             for digest in segment.digests
         }
         self._unproven: list[Cid] = []
+        self._reserved: dict[int, set[bytes]] = {}
+        self._importing: Cid | None = None
+        self._going: set[Cid] = set()  # being removed: no more to be pinned
         self._lock = trio.Lock()
 
     @property
@@ -112,6 +119,25 @@ class Segments:
     def all(self) -> Mapping[Cid, Segment]:
         """Every segment of this writer."""
         return self._all
+
+    def is_importing(self, segment: Segment) -> bool:
+        """True while its blocks are on their way into Kubo: what needs them may not be known yet."""
+        return segment.cid == self._importing
+
+    @contextmanager
+    def reserve(self) -> Iterator[set[bytes]]:
+        """Within the block, collection takes the digests that are put into this set for needed."""
+        digests: set[bytes] = set()
+        self._reserved[id(digests)] = digests
+        try:
+            yield digests
+        finally:
+            del self._reserved[id(digests)]
+
+    @property
+    def reserved(self) -> set[bytes]:
+        """Digests of blocks that are stored, or on their way, for files that are not shown yet."""
+        return {digest for digests in self._reserved.values() for digest in digests}
 
     def staged(self, cid: Cid) -> bytes | None:
         """A block that is not imported yet."""
@@ -178,8 +204,12 @@ class Segments:
         digests = frozenset([*(digest_of(block.cid) for block in batch), *owed])
         segment, body = self._node(digests)
         self._all[segment.cid] = segment
-        await self._journal.write(put_fact("segments", b"%d" % self._made), put_segment(segment))
-        await self._blocks.load([*batch, Block(segment.cid, body)], segment.cid, timeout_s=self._keeping.timeout_s)
+        self._importing = segment.cid
+        try:
+            await self._journal.write(put_fact("segments", b"%d" % self._made), put_segment(segment))
+            await self._blocks.load([*batch, Block(segment.cid, body)], segment.cid, timeout_s=self._keeping.timeout_s)
+        finally:
+            self._importing = None
         segment.step = LOADED
         # From here no await before memory agrees with what is queued for the journal.
         statements = [mark_segment(segment), *(drop_owed(digest) for digest in owed)]
@@ -209,6 +239,8 @@ class Segments:
     async def pin(self) -> None:
         """Give the cluster what it does not have yet. Imported segments stay pinned on this Kubo in any case."""
         for segment in [segment for segment in self._all.values() if segment.step == LOADED]:
+            if segment.cid in self._going or segment.cid not in self._all:
+                continue  # collection was quicker; a pin that came after its removal would be nobody's
             options = self._keeping.options(f"seg/{self._keeping.writer}/{segment.number}")
             await self._cluster.pin(segment.cid, options, timeout_s=self._keeping.timeout_s)
             segment.step = PINNED
@@ -229,11 +261,15 @@ class Segments:
         return [mark_segment(segment)]
 
     async def remove(self, segment: Segment) -> None:
-        """Unpin a segment everywhere, and forget it."""
-        await self._cluster.unpin(segment.cid, timeout_s=self._keeping.timeout_s)
-        await self._blocks.unpin(segment.cid, timeout_s=self._keeping.timeout_s)
-        self._forget(segment)
-        await self._journal.write(drop_segment(segment.cid))
+        """Unpin a segment everywhere, and forget it. A pin of it that is on its way is sent before."""
+        self._going.add(segment.cid)
+        try:
+            await self._cluster.unpin(segment.cid, timeout_s=self._keeping.timeout_s)
+            await self._blocks.unpin(segment.cid, timeout_s=self._keeping.timeout_s)
+            self._forget(segment)
+            await self._journal.write(drop_segment(segment.cid))
+        finally:
+            self._going.discard(segment.cid)
 
     def _forget(self, segment: Segment) -> None:
         self._all.pop(segment.cid, None)

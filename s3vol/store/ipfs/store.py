@@ -154,8 +154,9 @@ class IpfsStore:
         stored = rules.check_metadata(metadata, self._caps)
         await trio.lowlevel.checkpoint()
         self._check(full, condition)
-        pieces, statements = await self._take(body)
-        return await self._make(full, pieces, etag_of(pieces), stored, content_type, condition, statements)
+        with self._parts.segments.reserve() as reserved:
+            pieces, statements = await self._take(body, reserved)
+            return await self._make(full, pieces, etag_of(pieces), stored, content_type, condition, statements)
 
     def _check(self, full: str, condition: Condition) -> None:
         """Raise unless the key may be written now. Only meaningful without an await before the change."""
@@ -169,11 +170,15 @@ class IpfsStore:
         if not full.endswith("/") and volume.is_directory(full):
             raise Rejected(f"{full}: is a directory; a path is a file or a directory in this store")
 
-    async def _take(self, body: Buffer) -> tuple[list[Piece], list[Statement]]:
-        """Make a body safe: in Kubo, or (the statements) in the journal together with the change."""
+    async def _take(self, body: Buffer, reserved: set[bytes]) -> tuple[list[Piece], list[Statement]]:
+        """Make a body safe: in Kubo, or (the statements) in the journal together with the change.
+
+        Its blocks are added to `reserved`, which is to be held until something shows them.
+        """
         size_bytes = memoryview(body).nbytes
         blocks = cut(body) if size_bytes < MIB else await trio.to_thread.run_sync(cut, body)
         pieces = [Piece(digest_of(block.cid), len(block.body)) for block in blocks]
+        reserved.update(piece.digest for piece in pieces)
         segments = self._parts.segments
         if size_bytes >= DIRECT_BYTES:
             await segments.load(blocks)
@@ -302,8 +307,9 @@ class IpfsStore:
         rules.check_part(number, memoryview(body).nbytes, self._caps)
         await trio.lowlevel.checkpoint()
         self._upload(full, upload_id)
-        pieces, statements = await self._take(body)
-        return await self._keep_part(full, upload_id, number, pieces, statements)
+        with self._parts.segments.reserve() as reserved:
+            pieces, statements = await self._take(body, reserved)
+            return await self._keep_part(full, upload_id, number, pieces, statements)
 
     async def copy_part(
         self, key: str, upload_id: str, number: int, *, source: str, start: int, length: int, if_match: str
@@ -322,16 +328,18 @@ class IpfsStore:
         statements: list[Statement] = []
         at = start
         row = Row(self._parts.volume.pieces(entry))
-        for span in row.spans(start, length):
-            if span.whole:
-                pieces.append(span.piece)
-                statements += self._parts.segments.owe([span.piece])
-            else:
-                ends, noted = await self._take(await self._read(row, at, span.length))
-                pieces += ends
-                statements += noted
-            at += span.length
-        return await self._keep_part(full, upload_id, number, pieces, statements)
+        with self._parts.segments.reserve() as reserved:
+            for span in row.spans(start, length):
+                if span.whole:
+                    pieces.append(span.piece)
+                    reserved.add(span.piece.digest)
+                    statements += self._parts.segments.owe([span.piece])
+                else:
+                    ends, noted = await self._take(await self._read(row, at, span.length), reserved)
+                    pieces += ends
+                    statements += noted
+                at += span.length
+            return await self._keep_part(full, upload_id, number, pieces, statements)
 
     async def _keep_part(
         self, full: str, upload_id: str, number: int, pieces: Sequence[Piece], statements: Sequence[Statement]

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
 
-from s3vol.errors import NotFound, PreconditionFailed
+from s3vol.errors import NotFound, PreconditionFailed, Unavailable
+from s3vol.store.ipfs.base import Block, PinOptions
+from s3vol.store.ipfs.cid import Cid
 from s3vol.store.ipfs.collect import Collector, Outcome
 from s3vol.store.ipfs.opening import OpenVolume
+from s3vol.store.ipfs.segments import DIRECT_BYTES
 from tests.store.ipfs.rig import Swarm, crash, everything, text_of, write
 
 RETENTION_S = 100
@@ -235,3 +241,118 @@ async def test_what_is_packed_anew_is_there_before_the_old_segment_goes(
     for node in swarm.network.nodes:
         swarm.network.collect(node)
     assert await everything(two.view()) == {"f8": "content 8", "f9": "content 9"}
+
+
+async def collect_all(swarm: Swarm, volumes: list[OpenVolume], clock: Clock) -> None:
+    """Until there is nothing to remove, in Kubo as well."""
+    for _ in range(3):
+        clock.now_s += RETENTION_S + 1
+        for volume in volumes:
+            await collect(volume, clock)
+        await exchange(*volumes)
+    for node in swarm.network.nodes:
+        swarm.network.collect(node)
+
+
+@pytest.mark.parametrize("when", ["before the import", "after the import"])
+@pytest.mark.parametrize("part", [False, True])
+async def test_a_body_that_no_file_shows_yet_is_kept_by_a_collection_beside_its_import(
+    swarm: Swarm, volumes: list[OpenVolume], clock: Clock, monkeypatch: pytest.MonkeyPatch, when: str, part: bool
+) -> None:
+    one, two = volumes
+    await write(one.view(), "other", "x")
+    await exchange(one, two)
+    body = random.Random(when).randbytes(DIRECT_BYTES)
+    load = one.blocks.load
+    imports = 0
+
+    async def load_beside_a_collection(
+        blocks: Sequence[Block], root: Cid, *, timeout_s: float, update: Cid | None = None
+    ) -> None:
+        nonlocal imports
+        imports += 1
+        if when == "after the import" or imports > 1:
+            await load(blocks, root, timeout_s=timeout_s, update=update)
+        if imports == 1:
+            nursery.start_soon(collect, one, clock)
+            await wait_all_tasks_blocked()
+        if when == "before the import" and imports == 1:
+            await load(blocks, root, timeout_s=timeout_s, update=update)
+
+    async with trio.open_nursery() as nursery:
+        monkeypatch.setattr(one.blocks, "load", load_beside_a_collection)
+        if part:
+            upload = await one.view().create_upload("f", metadata={})
+            parts = [await one.view().upload_part("f", upload, 1, body)]
+            await one.view().complete_upload("f", upload, parts)
+        else:
+            await one.view().put("f", body, metadata={})
+    await collect_all(swarm, volumes, clock)
+    assert bytes(await two.view().get("f", 0, len(body))) == body
+
+
+async def test_a_body_is_kept_whose_blocks_a_removed_file_had_until_now(
+    swarm: Swarm, volumes: list[OpenVolume], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = volumes
+    body = random.Random(1).randbytes(DIRECT_BYTES)
+    await one.view().put("old", body, metadata={})
+    await one.view().delete("old")
+    load = one.parts.segments.load
+
+    async def load_then_collect(blocks: Sequence[Block]) -> None:
+        await load(blocks)
+        await collect(one, clock)
+        clock.now_s += RETENTION_S + 1
+        await exchange(two)
+        await collect(one, clock)
+
+    monkeypatch.setattr(one.parts.segments, "load", load_then_collect)
+    await one.view().put("new", body, metadata={})
+    await collect_all(swarm, volumes, clock)
+    assert bytes(await two.view().get("new", 0, len(body))) == body
+
+
+async def test_a_publication_whose_reply_was_lost_keeps_its_commit(
+    swarm: Swarm, volumes: list[OpenVolume], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = volumes
+    await write(one.view(), "f", "old")
+    await exchange(one, two)
+    post = one.heads.post
+
+    async def post_and_lose_the_reply(writer: str, sequence: int, commit: Cid | None) -> None:
+        await post(writer, sequence, commit)
+        raise Unavailable("the reply was lost")
+
+    monkeypatch.setattr(one.heads, "post", post_and_lose_the_reply)
+    await write(one.view(), "f", "new")
+    with pytest.raises(Unavailable):
+        await one.view().sync()
+    clock.now_s = time.time() + RETENTION_S + 1  # the publisher's clock is the machine's
+    monkeypatch.setattr(one.parts.publisher, "publish", trio.lowlevel.checkpoint)
+    await collect(one, clock)
+    swarm.network.collect(swarm.network.nodes[0])
+    swarm.network.collect(swarm.network.nodes[1])
+    assert await text_of(two.view(), "f") == "new"
+
+
+async def test_a_segment_that_goes_while_others_are_pinned_is_not_pinned_any_more(
+    volumes: list[OpenVolume], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = volumes[0]
+    for name in ("a", "b"):
+        await one.view().put(name, random.Random(name).randbytes(DIRECT_BYTES), metadata={})
+    await one.view().delete("b")
+    pin = one.cluster.pin
+    _, second = (segment for segment in one.parts.segments.all.values())
+
+    async def pin_while_the_second_one_goes(cid: Cid, options: PinOptions, *, timeout_s: float) -> None:
+        monkeypatch.setattr(one.cluster, "pin", pin)
+        await one.parts.segments.remove(second)
+        await pin(cid, options, timeout_s=timeout_s)
+
+    monkeypatch.setattr(one.cluster, "pin", pin_while_the_second_one_goes)
+    await one.view().sync()
+    assert second.cid not in one.parts.segments.all
+    assert await one.cluster.record(second.cid, timeout_s=1) is None
