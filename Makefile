@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-docker check lint format bench bench-reference bench-growth bench-docker posix soak plugin clean
+.PHONY: help demo test test-docker check lint format bench bench-reference bench-growth bench-docker bench-ipfs posix soak plugin clean
 
 ARGS ?=
 BIN := .venv/bin
@@ -52,6 +52,10 @@ bench-growth: ## cost as work grows: long directories, many open files, sparse f
 bench-docker: ## how long a container waits for its volume, against a local one
 	@tools/bootstrap test
 	@tools/with-tools $(BIN)/python -m bench.docker $(ARGS)
+
+bench-ipfs: ## volumes in IPFS beside MinIO: files, commits, databases, and what garbage collection leaves
+	@tools/bootstrap test
+	@tools/with-tools $(BIN)/python -m bench.ipfs $(ARGS)
 
 posix: ## what pjdfstest, fsx and other judges find on s3vol, s3fs and rclone, in one run
 	@tools/bootstrap bench

@@ -234,7 +234,7 @@ def _about(wish: Wish, room: Room, scratch: Path) -> dict[str, Any]:
     headers = room.client.list_objects_v2(Bucket=room.endpoint.bucket, MaxKeys=1)["ResponseMetadata"]["HTTPHeaders"]
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": f"{os.cpu_count()} cores of {_processor()}, {format_bytes(_memory_bytes())}",
+        "machine": machine(),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "disk": _file_system(scratch),
@@ -243,6 +243,11 @@ def _about(wish: Wish, room: Room, scratch: Path) -> dict[str, Any]:
         "repeats": wish.repeats,
         "mount options": " ".join(wish.mount_options) or "none",
     }
+
+
+def machine() -> str:
+    """What this machine is, in the words of a report."""
+    return f"{os.cpu_count()} cores of {_processor()}, {format_bytes(_memory_bytes())}"
 
 
 def _processor() -> str:

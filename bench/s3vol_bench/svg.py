@@ -1,4 +1,4 @@
-"""The drawings of a report: horizontal bars on a logarithmic or a linear axis, and lines over a logarithmic axis.
+"""The drawings of a report: horizontal bars on a logarithmic or a linear axis, and lines over either.
 
 Own SVG and no plotting library: the report has to come out of an installed wheel on a user's machine, where a plotting
 library (30 MB with what it brings) would be installed for two kinds of drawing. SVG is text; each drawing is some
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from html import escape
 
 _LABEL, _PLOT, _VALUE, _ROW, _TOP = 290, 460, 150, 22, 26  # pixels
+_DOTTED = 40  # more points than this are a line only
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,42 +85,47 @@ def stacks(rows: Sequence[Stack], kinds: Sequence[str]) -> str:
     return _drawing(parts, len(rows))
 
 
-def curves(lines: Sequence[Line], unit: str, x_name: str) -> str:
-    """Lines over a logarithmic x axis, from zero upwards."""
-    xs = [x for line in lines for x, _ in line.points]
+def curves(lines: Sequence[Line], unit: str, x_name: str, *, logarithmic: bool = True) -> str:
+    """Lines from zero upwards, over a logarithmic axis with a mark for each x, or over a linear one."""
+    xs = sorted({x for line in lines for x, _ in line.points})
     top = max((y for line in lines for _, y in line.points), default=1.0) * 1.1 or 1.0
-    low, high = math.log10(min(xs)), math.log10(max(xs))
+    scale: Callable[[float], float] = math.log10 if logarithmic else float
+    low, high = scale(xs[0]), scale(xs[-1])
     width, height, left = 620, 240, 80
 
     def spot(x: float, y: float) -> tuple[float, float]:
-        share = (math.log10(x) - low) / (high - low) if high > low else 0.5
+        share = (scale(x) - low) / (high - low) if high > low else 0.5
         return left + share * width, 20 + height - y / top * height
 
     parts = []
     for step in range(5):
-        y = spot(min(xs), top * step / 4)[1]
+        y = spot(xs[0], top * step / 4)[1]
         parts.append(f'<line class="grid" x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(
             f'<text class="axis" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{top * step / 4:.3g} {unit}</text>'
         )
-    for x in sorted(set(xs)):
+    for x in xs if logarithmic else [xs[0] + (xs[-1] - xs[0]) * step / 4 for step in range(5)]:
         at = spot(x, 0)[0]
         parts.append(f'<text class="axis" x="{at:.1f}" y="{height + 38}" text-anchor="middle">{x:,.0f}</text>')
     for number, line in enumerate(lines):
-        joined = " ".join(f"{a:.1f},{b:.1f}" for a, b in (spot(x, y) for x, y in line.points))
-        parts.append(f'<polyline class="line c{number % 4}" points="{joined}"/>')
-        parts += [
-            f'<circle class="dot c{number % 4}" cx="{a:.1f}" cy="{b:.1f}" r="3"/>'
-            for a, b in (spot(x, y) for x, y in line.points)
-        ]
-        parts.append(
-            f'<rect class="dot c{number % 4}" x="{left + width + 14}" y="{24 + 20 * number}" width="10" height="10"/>'
-        )
-        parts.append(f'<text class="axis" x="{left + width + 30}" y="{33 + 20 * number}">{escape(line.name)}</text>')
+        parts += _curve(line.name, [spot(x, y) for x, y in line.points], number, left + width + 14)
     parts.append(
         f'<text class="axis" x="{left + width / 2}" y="{height + 56}" text-anchor="middle">{escape(x_name)}</text>'
     )
     return f'<svg viewBox="0 0 900 {height + 66}" role="img">{"".join(parts)}</svg>'
+
+
+def _curve(name: str, spots: Sequence[tuple[float, float]], number: int, legend_x: int) -> list[str]:
+    """A line, its points where there are few, and its name."""
+    kind, y = f"c{number % 4}", 24 + 20 * number
+    joined = " ".join(f"{a:.1f},{b:.1f}" for a, b in spots)
+    dots = spots if len(spots) <= _DOTTED else ()
+    return [
+        f'<polyline class="line {kind}" points="{joined}"/>',
+        *(f'<circle class="dot {kind}" cx="{a:.1f}" cy="{b:.1f}" r="3"/>' for a, b in dots),
+        f'<rect class="dot {kind}" x="{legend_x}" y="{y}" width="10" height="10"/>',
+        f'<text class="axis" x="{legend_x + 16}" y="{y + 9}">{escape(name)}</text>',
+    ]
 
 
 def _grid(

@@ -1,0 +1,1 @@
+"""Measurements of volumes in IPFS, beside MinIO: `python -m bench.ipfs` (bench/README.md)."""
