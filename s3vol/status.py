@@ -70,6 +70,7 @@ def _block(values: Mapping[str, Any]) -> list[str]:
             _line("dirty", _dirty(values)),
         ]
         lines.append(_line("trouble", f"{values['conflicts']} conflicts, {values['quarantined']} quarantined"))
+        lines += [_line("warning", text) for text in values["warnings"]]
         lines.append(_line("endpoint", _endpoint(values["endpoint"])))
         missing = [name for name, able in values["capabilities"].items() if able is False and name in _WANTED]
         if missing:

@@ -137,11 +137,13 @@ Event = Invalidation | WriteError
 class Health:
     """Counters of one mount; written on the event loop only, read by `status`.
 
-    `gauges` hold the newest value, `counts` only grow.
+    `gauges` hold the newest value, `counts` only grow. `warnings` are lines for people about what lasts, by subject:
+    who puts one in takes it out.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
     gauges: dict[str, float] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)
     last_error: str = ""
     last_error_at_s: float = 0.0
 

@@ -82,6 +82,7 @@ class _Life:
             "oldest_dirty_s": round(cache.oldest_dirty_s, 1),
             "conflicts": cache.conflicts,
             "quarantined": cache.quarantined,
+            "warnings": sorted(self.health.warnings.values()),
             "endpoint": endpoint_values(self.health, self.endpoint, now_s),
             "capabilities": dataclasses.asdict(self.store.capabilities),
             "files": {name: value for name, value in self.fs.status().items() if name not in ("counts", "mode")},

@@ -208,10 +208,18 @@ def test_a_mount_says_what_is_in_trouble() -> None:
     health = Health(counts={"store.retries": 4}, last_error="put 'a': Unavailable: timed out", last_error_at_s=70.0)
     cache = {"directory": "/c", "used_bytes": 1, "size_bytes": 2, "in_flight_bytes": 0}
     more = {"cache": cache, "mode": "shared", "close": "remote", "fsync": "remote", "capabilities": {}}
-    found = {"conflicts": 2, "quarantined": 1, "dirty_files": 3, "dirty_bytes": 5000, "oldest_dirty_s": 65.0}
+    found: dict[str, Any] = {
+        "conflicts": 2,
+        "quarantined": 1,
+        "dirty_files": 3,
+        "dirty_bytes": 5000,
+        "oldest_dirty_s": 65.0,
+    }
+    found["warnings"] = ["the head of n1 cannot be read"]
     values = record_values(record, "serving") | more | found | {"endpoint": endpoint_values(health, "u", 100.0)}
     text = render([values])
     assert "trouble   2 conflicts, 1 quarantined" in text
+    assert "warning   the head of n1 cannot be read" in text
     assert "dirty     3 files, 4.9 KiB, the oldest for 1m05s" in text
     assert "4 retries; last error 30s ago: put 'a': Unavailable: timed out" in text
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import trio
 
-from s3vol.errors import S3volError, Unavailable
+from s3vol.errors import Corrupt, S3volError, Unavailable
 from s3vol.store.ipfs import tree
 from s3vol.store.ipfs.entry import Piece
 from s3vol.store.ipfs.heads import register_block
@@ -82,14 +82,14 @@ class Collector:
         return Outcome(condemned, len(removable), commits, gone, waits_for)
 
     async def _states(self) -> dict[str, State | None]:
-        """The published states of the other writers; None for one that cannot be read."""
+        """The published states of the other writers; None for one that cannot be read: it may need everything."""
         found: dict[str, State | None] = {}
         for writer, head in self._opened.heads.known.items():
             if writer != self._parts.volume.writer:
                 found[writer] = None
-                if head.commit is None:
+                if head.commit is None or writer in self._parts.refresher.quarantined:
                     continue
-                with suppress(Unavailable):  # it is asked again in the next round, and holds what it may need
+                with suppress(Unavailable, Corrupt):  # it is asked again in the next round
                     found[writer] = await self._parts.refresher.state(head.commit)
         return found
 

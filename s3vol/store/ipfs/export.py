@@ -107,7 +107,7 @@ async def read_volume(
     fetcher = Fetcher(blocks, lambda cid: None, timeout_s=timeout_s)
     nodes = Nodes()
     volume = Volume(nodes, states.nothing(nodes), _READER, 0)
-    refresher = Refresher(name, volume, heads, fetcher, lambda commit: None)
+    refresher = Refresher(name, volume, heads, fetcher, lambda commit: None, {})
     try:
         await refresher.refresh()
     finally:

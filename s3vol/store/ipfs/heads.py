@@ -9,6 +9,9 @@ peers see each other; or (`peers`) at that writer's own peer, which has it at on
 names, with the local one as the way out. A peer that does not answer is not asked again for a while: it would cost
 each open a time-out.
 
+A register whose metadata cannot be read (somebody pinned its block by hand) is still that writer's: what it said last
+stays known, and a writer of which nothing else is known has not published. Only a register that is gone is forgotten.
+
 Registers are found by a scan of the pinset, at most once in `scan_s`: nothing in Cluster finds a pin by its name. So
 that nobody's first publication is missed, a new writer puts its register down when it opens the volume, and publishes
 no earlier than every other node must have scanned (`seen_s`).
@@ -35,6 +38,7 @@ reads 0.4 KiB for each pin: some 10 ms for a thousand segments."""
 _SPREAD_S = 1.0  # a record reaches the peers within 20 ms
 PEER_TIMEOUT_S = 2.0  # a register is read in 1 ms on a LAN
 _SILENT_S = 15.0
+_UNREADABLE = -1  # below every sequence that a writer posts
 
 Connect = Callable[[str], Cluster]
 """Makes a client for another writer's Cluster peer, by its URL."""
@@ -70,7 +74,7 @@ def parse_head(pin: Pin, volume: str) -> Head | None:
         sequence, named = int(pin.metadata["sequence"]), pin.metadata.get("commit", "")
         commit = of_text(named) if named else None
     except (KeyError, ValueError, S3volError):
-        return None
+        return Head(writer, _UNREADABLE, None)
     return Head(writer, sequence, commit, pin.metadata.get("url", ""))
 
 

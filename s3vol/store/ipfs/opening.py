@@ -193,7 +193,7 @@ async def _build(
     publisher = Publisher(
         blocks, cluster, journal, volume, segments, heads, keeping, loaded, replicas=settings.replicas
     )
-    refresher = Refresher(settings.name, volume, heads, heads_fetcher, publisher.note_merge)
+    refresher = Refresher(settings.name, volume, heads, heads_fetcher, publisher.note_merge, health.warnings)
     await publisher.register()
     await publisher.replay(loaded, partial(refresher.merge, again=True))
     await refresher.refresh()

@@ -20,7 +20,7 @@ from dataclasses import replace
 
 import trio
 
-from s3vol.errors import NotFound, Unavailable
+from s3vol.errors import Corrupt, NotFound, Unavailable
 from s3vol.store.ipfs import tree
 from s3vol.store.ipfs.base import Block, Blocks, Cluster, PinOptions
 from s3vol.store.ipfs.cid import Cid, is_node, node_cid
@@ -118,8 +118,8 @@ class Publisher:
     async def replay(self, loaded: Loaded, merge: Callable[[Cid], Awaitable[None]]) -> None:
         """Make the changes of the journal again, on top of the base. In between, the merges that were made in between.
 
-        A merge whose commit is no longer to be had is left out: what it told then looks like made by somebody who did
-        not know of our changes, which may show as a conflict, and loses nothing.
+        A merge whose commit is no longer to be had, or to be read, is left out: what it told then looks like made by
+        somebody who did not know of our changes, which may show as a conflict, and loses nothing.
         """
         for block in loaded.blocks:
             if is_node(block.cid):
@@ -129,7 +129,7 @@ class Publisher:
             if id <= self.last_change:
                 continue
             if isinstance(change, bytes):
-                with suppress(Unavailable):
+                with suppress(Unavailable, Corrupt):
                     await merge(change)
             elif change is None:
                 self._volume.remove(name)

@@ -7,28 +7,51 @@ head that cannot be read changes nothing.
 
 The blocks of a head may be on a node that has just died. The present state is the newest that can be had: it is
 consistent, only older, and goes on to be shown. That head is asked for again after LATER_S, and counted in `behind`.
+
+A head may also be provably wrong: a block that is not its name, a commit of another volume, a tree out of order. One
+bad register must not take the volume from everybody, so that head is quarantined: named in the log and in `warnings`,
+once, and asked for again like one that is away, since a bad copy of a block can be replaced. This is safe because a
+merge only adds: what the writer's last good head said stays, and its clock too, so nothing that the bad head may
+hold passes for removed. What it may need is not collected meanwhile (collect.py takes it for unread).
+
+Rejected: raising (every open on every node then fails, and no program can do anything about it), and taking the writer
+for gone (collection would remove what its next good head shows).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Collection
 
 import trio
 
-from s3vol.errors import Unavailable
-from s3vol.store.ipfs.cid import Cid
+from s3vol.errors import Corrupt, Unavailable
+from s3vol.store.ipfs.cid import Cid, text
 from s3vol.store.ipfs.fetch import Fetcher
 from s3vol.store.ipfs.heads import Heads
 from s3vol.store.ipfs.state import State, decode_commit, decode_root
 from s3vol.store.ipfs.volume import Volume
 
+log = logging.getLogger(__name__)
+
 LATER_S = 10.0
 
 
 class Refresher:
-    """Of one volume. `name` is the volume's; `note(commit)` is called in the step that merges it."""
+    """Of one volume. `name` is the volume's; `note(commit)` is called in the step that merges it.
 
-    def __init__(self, name: str, volume: Volume, heads: Heads, fetcher: Fetcher, note: Callable[[Cid], None]) -> None:
+    `warnings` gets a line for each writer whose head is quarantined, for as long as it is.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        volume: Volume,
+        heads: Heads,
+        fetcher: Fetcher,
+        note: Callable[[Cid], None],
+        warnings: dict[str, str],
+    ) -> None:
         self._name = name
         self._volume = volume
         self._heads = heads
@@ -36,6 +59,8 @@ class Refresher:
         self._note = note
         self._merged: dict[str, Cid] = {}
         self._later: dict[str, float] = {}
+        self._bad: dict[str, Cid] = {}
+        self._warnings = warnings
         self._begun = 0
         self._lock = trio.Lock()  # held for a round
 
@@ -44,18 +69,28 @@ class Refresher:
         """Writers whose head is known, and cannot be read now."""
         return tuple(self._later)
 
+    @property
+    def quarantined(self) -> Collection[str]:
+        """Writers whose head is wrong. What they published before is in view."""
+        return self._bad.keys()
+
     async def refresh(self) -> None:
-        """Return when all that can be seen elsewhere is merged. Raises Unavailable, Corrupt."""
+        """Return when all that can be seen elsewhere is merged. Raises Unavailable."""
         seen = self._begun
         async with self._lock:
             if self._begun > seen:  # a round began after this call, and has ended
                 return
             self._begun += 1
-            for head in await self._heads.read(self._volume.writer):
+            heads = await self._heads.read(self._volume.writer)
+            for gone in self._bad.keys() - {head.writer for head in heads}:
+                self._release(gone)
+            for head in heads:
                 if head.commit is not None and self._merged.get(head.writer) != head.commit:
                     await self._try(head.writer, head.commit)
 
     async def _try(self, writer: str, commit: Cid) -> None:
+        if self._bad.get(writer, commit) != commit:  # a new head: the old one's trouble is not its own
+            self._later.pop(writer, None)
         if trio.current_time() < self._later.get(writer, 0.0):
             return
         try:
@@ -63,8 +98,31 @@ class Refresher:
         except Unavailable:
             self._later[writer] = trio.current_time() + LATER_S
             return
+        except Corrupt as error:
+            self._later[writer] = trio.current_time() + LATER_S
+            self._quarantine(writer, commit, error)
+            return
         self._later.pop(writer, None)
         self._merged[writer] = commit
+        if writer in self._bad:
+            self._release(writer)
+            log.info("ipfs://%s: the head of %s can be read again", self._name, writer)
+
+    def _release(self, writer: str) -> None:
+        del self._bad[writer]
+        del self._warnings[_subject(writer)]
+
+    def _quarantine(self, writer: str, commit: Cid, error: Corrupt) -> None:
+        """Say it once for each head."""
+        if self._bad.get(writer) == commit:
+            return
+        self._bad[writer] = commit
+        line = (
+            f"the head of {writer} (commit {text(commit)}) cannot be read, what it published before is shown: {error}; "
+            f"`s3vol fsck ipfs://{self._name}` looks at all of it"
+        )
+        self._warnings[_subject(writer)] = line
+        log.error("ipfs://%s: %s", self._name, line)
 
     async def state(self, commit: Cid) -> State:
         """The state of a commit, without its tree. Raises Unavailable, Corrupt."""
@@ -86,3 +144,7 @@ class Refresher:
                 self._note(commit)
         finally:
             self._volume.adopting -= 1
+
+
+def _subject(writer: str) -> str:
+    return f"head of {writer}"

@@ -108,11 +108,13 @@ class Volume:
         return entry.dot == dot and name not in self._overlay
 
     def merge(self, other: State) -> bool:
-        """Take another state in, whose nodes are all here. True when it told something."""
+        """Take another state in, whose nodes are all here. True when it told something. Corrupt: nothing was taken."""
         before = self.seal()
         known = set(self._view.aliases)
-        self.state = states.join(self.nodes, before, other)
-        self._view.show(self.state.tree, tree.differing(self.nodes, before.tree, self.state.tree))
+        joined = states.join(self.nodes, before, other)
+        changed = tree.differing(self.nodes, before.tree, joined.tree)
+        self.state = joined
+        self._view.show(joined.tree, changed)
         if conflicts := sorted(self._view.aliases.keys() - known):
             self.on_conflicts(conflicts)
         return self.state is not before

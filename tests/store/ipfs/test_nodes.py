@@ -346,7 +346,8 @@ async def test_a_register_of_somebody_else_is_not_believed(swarm: Swarm) -> None
     async with swarm.opened(0) as (one,):
         await write(one.view(), "f", "x")
         assert await everything(one.view()) == {"f": "x"}
-        assert one.heads.known.keys() == {one.parts.volume.writer}
+        assert one.heads.known.keys() == {one.parts.volume.writer, "odd"}
+        assert one.heads.known["odd"].commit is None
 
 
 async def test_small_files_become_one_segment_and_large_ones_their_own(swarm: Swarm) -> None:
