@@ -2,7 +2,7 @@
 
 What is wrong is decided in fs/fsck.py, and mended by the parts of a mount (fs/mending.py); here are the store and its
 clock, the temporary cache, and the report. Without `--repair` nothing is written, not even the probe's objects: it
-tells what an endpoint can do, and reading needs none of that.
+tells what an endpoint can do, and reading needs none of that. A volume in IPFS is another matter (fsck_ipfs.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from s3vol.store import edge
 from s3vol.store.base import Capabilities, Store
 from s3vol.store.open import compose, open_s3, open_store
 from s3vol.store.s3 import S3Store
-from s3vol.store.settings import Source, parse_source, store_settings
+from s3vol.store.settings import Source, ipfs_settings, parse_source, store_settings
 from s3vol.types import MIB, Health
 
 _ROUNDS = 3  # a rename of a directory, then the links in it, then what was below both
@@ -57,6 +57,11 @@ def run(args: argparse.Namespace) -> int:
     """Print the findings; returns 1 when some are left. Raises UsageError."""
     source = parse_source(args.source)
     options = load_options(args, source)
+    if source.kind == "ipfs":
+        # Imported here: its libraries take 0.3 s, and only this kind of source needs them.
+        from s3vol.commands import fsck_ipfs
+
+        return fsck_ipfs.run(source, ipfs_settings(options), repair=args.repair, as_json=args.json)
     try:
         result = trio.run(_check, source, options, args.repair)
     except ExceptionGroup as group:

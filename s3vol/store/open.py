@@ -54,7 +54,7 @@ async def open_store(
     """
     health = health or Health()
     if source.kind == "ipfs":
-        raise UsageError(f"source {source.url}: a volume in IPFS is for `s3vol mount` and `s3vol doctor` only")
+        raise UsageError(f"source {source.url}: a volume in IPFS is for mount, doctor, fsck, gc and export only")
     if source.kind == "memory":
         return compose(MemoryStore(), settings, health)
     if source.kind == "file":

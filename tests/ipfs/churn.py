@@ -168,6 +168,8 @@ def _collect_all(site: Site, plan: Plan, repositories: Sequence[_Repository]) ->
         return all(repository.used_bytes < plan.needed_bytes + SPARE_BYTES for repository in repositories)
 
     wait_for(collected, SETTLE_S, "repositories that hold what is needed only")
+    for number in (0, 1):
+        site.node(number).check("fsck", site.source)
 
 
 def _shows(path: Path, expected: Mapping[str, str]) -> bool:

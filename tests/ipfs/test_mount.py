@@ -74,6 +74,8 @@ def test_an_export_is_read_by_ipfs_and_gc_and_doctor_know_the_volume(site: Site)
     assert os.readlink(target / "link") == "hello"
     assert node.run("export", f"{site.source}/nothing").returncode == 2
     assert "removed" in node.check("gc", site.source)
+    assert "3 names, 1 blocks" in node.check("fsck", site.source)
+    assert node.run("fsck", "--repair", site.source).returncode == 2
     assert f"source       {site.source}" in node.run("doctor", site.source).stdout
 
 
