@@ -8,6 +8,7 @@ the start and then every minute; the bucket stays correct without it, only names
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from math import inf
 
 import trio
@@ -23,9 +24,11 @@ from s3vol.fs.orphans import Orphans
 from s3vol.fs.parallel import for_each
 from s3vol.fs.rename import Rename
 from s3vol.fs.tree import TreeRename
+from s3vol.store.base import Unpublished
 
 PARALLEL = 16  # the cache bounds uploads itself; this only keeps them busy
 SWEEP_S = 60.0
+_NOTHING = Unpublished()
 LINKS_SWEEP_S = 3600.0  # one request for each 500 links; what is left behind there only takes space
 
 
@@ -55,13 +58,18 @@ class Upkeep:
         await self._mount.published()
 
     async def drain(self, deadline_s: float, progress: Callable[[Progress], None]) -> Progress:
-        """Publish everything for at most `deadline_s`, then journal the rest. Returns what is left."""
+        """Publish everything for at most `deadline_s`, then journal the rest. Returns what is left.
+
+        What the store has taken over and not published yet is in its own journal, and counts as well.
+        """
         with trio.move_on_after(deadline_s):
             await self._publish(list(self._mount.cache.pending()), progress)
+            with suppress(S3volError):  # as for a file that cannot be published: what is left says it
+                await self._mount.published()
         await self._mount.cache.sync_all()
         self._links.rest()
         await self._mount.cache.sync_notes()
-        left = _count(self._mount.cache.pending())
+        left = _count(self._mount.cache.pending(), self._mount.store.unpublished)
         progress(left)
         return left
 
@@ -132,6 +140,6 @@ def _is_at_or_below(key: str, path: str) -> bool:
     return key == path or key.startswith(f"{path}/")
 
 
-def _count(contents: Iterable[Content]) -> Progress:
+def _count(contents: Iterable[Content], taken: Unpublished = _NOTHING) -> Progress:
     found = list(contents)
-    return Progress(len(found), sum(content.blocks_bytes for content in found))
+    return Progress(len(found) + taken.names, sum(content.blocks_bytes for content in found) + taken.bytes)

@@ -112,6 +112,14 @@ class Change:
     nonce: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Unpublished:
+    """Changes that returned and that other nodes do not see: names, and the bytes of those that are files."""
+
+    names: int = 0
+    bytes: int = 0
+
+
 class Store(Protocol):
     """An object store, seen from one prefix. See the module's docstring for the contract."""
 
@@ -123,6 +131,11 @@ class Store(Protocol):
     @property
     def url(self) -> str:
         """The source in the user's words, without credentials."""
+        ...
+
+    @property
+    def unpublished(self) -> Unpublished:
+        """What `sync` has still to do; nothing without `capabilities.publishes_later`."""
         ...
 
     async def head(self, key: str) -> ObjectInfo:

@@ -13,7 +13,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
 
-from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Change, Condition, Page, Part, Store, Upload
+from s3vol.store.base import (
+    ANY,
+    FILE_TYPE,
+    Buffer,
+    Capabilities,
+    Change,
+    Condition,
+    Page,
+    Part,
+    Store,
+    Unpublished,
+    Upload,
+)
 from s3vol.types import ObjectInfo
 
 T = TypeVar("T")
@@ -69,6 +81,11 @@ class Decorator:
     def url(self) -> str:
         """Of the store inside."""
         return self.inner.url
+
+    @property
+    def unpublished(self) -> Unpublished:
+        """Of the store inside."""
+        return self.inner.unpublished
 
     async def head(self, key: str) -> ObjectInfo:
         """See Store.head."""

@@ -27,7 +27,19 @@ import trio
 
 from s3vol.errors import Denied, NameTooLong, NoSpace, QuotaExceeded, Rejected, S3volError, Unavailable, UsageError
 from s3vol.store import rules
-from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Change, Condition, Page, Part, Upload, matches
+from s3vol.store.base import (
+    ANY,
+    FILE_TYPE,
+    Buffer,
+    Capabilities,
+    Change,
+    Condition,
+    Page,
+    Part,
+    Unpublished,
+    Upload,
+    matches,
+)
 from s3vol.store.fetching import fetch_in_two
 from s3vol.store.file_control import FOLDER_FLAGS, Control
 from s3vol.store.file_io import copy_hashed, write_hashed
@@ -274,6 +286,11 @@ class FileStore:
         """See Store.abort_upload."""
         full = self._full(key)
         await self._run("abort_upload", key, lambda: self._uploads.abort(full, upload_id))
+
+    @property
+    def unpublished(self) -> Unpublished:
+        """See Store.unpublished. Nothing: a change that returned is there."""
+        return Unpublished()
 
     async def sync(self) -> None:
         """See Store.sync. A change that returned is there."""

@@ -24,7 +24,7 @@ import trio
 
 from s3vol.errors import NotFound, Rejected
 from s3vol.store import rules
-from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Change, Condition, Page, Part, Upload
+from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Change, Condition, Page, Part, Unpublished, Upload
 from s3vol.types import NONCE, ObjectInfo
 
 _S_NS = 1_000_000_000
@@ -339,6 +339,11 @@ class MemoryStore:
         upload = self.bucket.uploads.get(upload_id)
         if upload is not None and upload.key == full:
             del self.bucket.uploads[upload_id]
+
+    @property
+    def unpublished(self) -> Unpublished:
+        """See Store.unpublished. Nothing: a change that returned is there."""
+        return Unpublished()
 
     async def sync(self) -> None:
         """See Store.sync. A change that returned is there."""

@@ -25,7 +25,7 @@ import trio
 from s3vol.errors import NotFound, PreconditionFailed, Rejected, Unavailable
 from s3vol.store import rules, s3_calls, s3_list
 from s3vol.store import s3_wire as wire
-from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Change, Condition, Page, Part, Upload
+from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Change, Condition, Page, Part, Unpublished, Upload
 from s3vol.store.fetching import fetch_in_two
 from s3vol.store.s3_client import Client
 from s3vol.store.s3_copy import copy_object
@@ -286,6 +286,11 @@ class S3Store:
             await self._client.change(
                 f"abort upload of {key}", s3_calls.abort_upload, self._client, self._key(key), upload_id
             )
+
+    @property
+    def unpublished(self) -> Unpublished:
+        """See Store.unpublished. Nothing: a change that returned is there."""
+        return Unpublished()
 
     async def sync(self) -> None:
         """See Store.sync. A change that returned is there."""

@@ -12,6 +12,7 @@ import pytest
 from tests.ipfs.site import Site
 from tests.support import ipfs_binaries
 from tests.support.ipfs import Swarm
+from tests.support.minio import wait_for
 
 pytestmark = [pytest.mark.ipfs, pytest.mark.kernel]
 
@@ -84,3 +85,19 @@ def test_gc_leaves_a_mounted_volume_to_its_mount(site: Site) -> None:
     done = site.node(0).run("gc", site.source)
     assert done.returncode == 2
     assert "another s3vol uses this volume's journal" in done.stderr
+
+
+def test_umount_while_the_cluster_is_away_says_what_is_left_and_the_next_mount_publishes_it(site: Site) -> None:
+    one = site.mount(0, "--write-back", "--commit-interval", "1h")
+    (one.path / "left").write_bytes(b"12345")
+    wait_for(lambda: not one.status()["dirty_files"], 30, "the store to take the file over")
+    peer = site.swarm.nodes[0].cluster
+    peer.kill()
+    said = one.umount("--drain-timeout", "2s", status=3).stderr
+    assert "unmounted; 1 files with 5 B are in the journal" in said
+    peer.start()
+    site.swarm.await_ready()
+    again = site.mount(0)
+    assert os.listdir(again.path) == ["left"]
+    again.umount()
+    assert (site.mount(1).path / "left").read_bytes() == b"12345"

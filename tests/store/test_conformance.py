@@ -13,7 +13,7 @@ import trio
 
 from s3vol.errors import MetadataTooLarge, NameTooLong, NotFound, PreconditionFailed, Rejected
 from s3vol.layout import META_PREFIX
-from s3vol.store.base import ABSENT, DIRECTORY_TYPE, Buffer, Condition, Store, matches
+from s3vol.store.base import ABSENT, DIRECTORY_TYPE, Buffer, Condition, Store, Unpublished, matches
 from s3vol.types import NONCE
 from tests.store.conftest import OpenAt
 
@@ -116,12 +116,14 @@ async def test_other_nodes_see_a_change_when_it_returns_or_where_it_is_published
     store, other = await store_at(""), await store_at("", node=1)
     await store.put("k", b"x", metadata={})
     if store.capabilities.publishes_later:
+        assert store.unpublished == Unpublished(names=1, bytes=1)
         with pytest.raises(NotFound):
             await other.head("k")
     else:
         assert (await other.head("k")).size == 1
     for _ in range(2):
         await store.sync()
+        assert store.unpublished == Unpublished()
         assert (await other.head("k")).size == 1
 
 

@@ -21,6 +21,7 @@ from dataclasses import replace
 import trio
 
 from s3vol.errors import Corrupt, NotFound, Unavailable
+from s3vol.store.base import Unpublished
 from s3vol.store.ipfs import tree
 from s3vol.store.ipfs.base import Block, Blocks, Cluster, PinOptions
 from s3vol.store.ipfs.cid import Cid, is_node, node_cid
@@ -77,6 +78,7 @@ class Publisher:
         self.last_change = loaded.base.upto if loaded.base else 0
         known = [one.sequence for one in (loaded.published, loaded.intent) if one]
         self._sequence = max(known, default=0)
+        self._changed: dict[str, tuple[int, int]] = {}  # names that are not published: last change, bytes
         self._rows: dict[Cid, int] = {}  # nodes of long rows in the journal, by the change that needs them
         self._lost = loaded.register_lost
         self._known_at_s = 0.0  # from then on all nodes know our register
@@ -87,6 +89,11 @@ class Publisher:
     def behind(self) -> bool:
         """True when this writer has changes that its register does not lead to."""
         return self.last_change > (self.published.upto if self.published else 0)
+
+    @property
+    def unpublished(self) -> Unpublished:
+        """Names that this writer changed and its register does not lead to."""
+        return Unpublished(len(self._changed), sum(size_bytes for _, size_bytes in self._changed.values()))
 
     @property
     def lags(self) -> bool:
@@ -100,9 +107,13 @@ class Publisher:
         else:
             self._volume.put(name, entry)
         self.last_change += 1
+        self._note_change(name, entry)
         self._rows.update(dict.fromkeys(rows, self.last_change))
         self.wanted.set()
         return self._journal.queue(*statements, put_change(self.last_change, name, entry))
+
+    def _note_change(self, name: str, entry: Entry | None) -> None:
+        self._changed[name] = (self.last_change, entry.size if entry else 0)
 
     def note_merge(self, commit: Cid) -> None:
         """Another writer's commit was merged: what is changed from now on is changed in knowledge of it."""
@@ -137,6 +148,8 @@ class Publisher:
                 self._volume.put(name, change)
                 self._journal.queue(*self._segments.owe(self._volume.pieces(change)))
             self.last_change = id
+            if not isinstance(change, bytes):
+                self._note_change(name, change)
             self.wanted.set()
         self._volume.seal()
 
@@ -197,6 +210,7 @@ class Publisher:
         if self.published is not None:
             self._note_old(self.published.commit, self.published.sequence)
         self.published = intent
+        self._changed = {name: (id, size) for name, (id, size) in self._changed.items() if id > intent.upto}
         self._lost = False
         for row in done:
             del self._rows[row]

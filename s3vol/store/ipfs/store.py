@@ -23,7 +23,7 @@ import trio
 
 from s3vol.errors import NotFound, Rejected, S3volError
 from s3vol.store import rules
-from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Change, Condition, Page, Part, Upload
+from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Change, Condition, Page, Part, Unpublished, Upload
 from s3vol.store.fetching import fetch_in_two
 from s3vol.store.ipfs import journal as notes
 from s3vol.store.ipfs.base import Block
@@ -389,6 +389,11 @@ class IpfsStore:
             for upload_id, found in self._parts.uploads.items()
             if found.key.startswith(self._prefix)
         ]
+
+    @property
+    def unpublished(self) -> Unpublished:
+        """See Store.unpublished. Of the whole volume."""
+        return self._parts.publisher.unpublished
 
     async def sync(self) -> None:
         """Return when all that was acknowledged is published, on as many peers as the volume asks for."""
