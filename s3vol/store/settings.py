@@ -22,7 +22,9 @@ _ATTEMPT_S = 20.0
 _CONNECT_S = 5.0
 _ATTEMPTS = 3  # so many fit into `timeout` when none is answered; the last may end a third of it late
 _FORMS = "BUCKET, s3://BUCKET/PREFIX, ipfs://VOLUME/PREFIX, file:///DIRECTORY or memory:"
-_VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_VOLUME = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+)  # Docker's rule, so that any volume of Docker has a name there
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,7 @@ def _check_volume(volume: str, text: str) -> str:
     if not _VOLUME.fullmatch(volume):
         raise UsageError(
             f"source {text!r}: {volume!r} is no name of a volume (letters, digits, dots, hyphens and underscores, "
-            "at most 63, beginning with a letter or digit)"
+            "at most 128, beginning with a letter or digit)"
         )
     return volume
 

@@ -1,4 +1,5 @@
-"""A volume in IPFS for one mount: clients of both daemons, the volume on them, and its publisher in the background.
+"""IPFS for one process: clients of both daemons, and on them a volume with its publisher in the background, or the
+store of small objects that is in the pinset.
 
 Theory of operation. The login of Cluster's REST is in a file, since everybody can read options; it is the same for all
 peers, because with `heads=peers` each node asks the others. The volume is closed after its publisher has ended, and
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from s3vol.errors import UsageError
+from s3vol.errors import Unavailable, UsageError
 from s3vol.store.base import Store
 from s3vol.store.ipfs.base import EVERYWHERE, Blocks, Cluster
 from s3vol.store.ipfs.cluster import ClusterPeer
@@ -22,8 +23,11 @@ from s3vol.store.ipfs.collect import EVERY_S, Collector
 from s3vol.store.ipfs.heads import Connect
 from s3vol.store.ipfs.kubo import Kubo
 from s3vol.store.ipfs.opening import OpenVolume, VolumeSettings, open_volume
+from s3vol.store.ipfs.pinset import PinsetStore
 from s3vol.store.settings import IpfsSettings, Source
 from s3vol.types import Health
+
+_CHECK_S = 10.0  # both daemons answer in milliseconds, or not at all
 
 
 def journal_directory(cache: Path) -> Path:
@@ -59,6 +63,48 @@ def clients(settings: IpfsSettings) -> tuple[Blocks, Cluster, Connect | None]:
     return Kubo(settings.kubo), connect(settings.cluster), connect if settings.ask_writers else None
 
 
+async def check(settings: IpfsSettings) -> None:
+    """Both daemons answer, let us in and belong together. Raises UsageError, and Unavailable or Denied as they do."""
+    blocks, cluster, _ = clients(settings)
+    try:
+        await _check_pair(blocks, cluster)
+    finally:
+        await _close(blocks, cluster)
+
+
+async def _check_pair(blocks: Blocks, cluster: Cluster) -> None:
+    peer = await cluster.identity(timeout_s=_CHECK_S)
+    kubo = await blocks.info(timeout_s=_CHECK_S)
+    if not peer.kubo_id:
+        raise Unavailable(f"IPFS-Cluster at {cluster.url} does not reach its own Kubo; is that one running?")
+    if peer.kubo_id != kubo.peer_id:
+        raise UsageError(
+            f"IPFS-Cluster at {cluster.url} works with another Kubo than the one at {blocks.url}: the options cluster "
+            "and kubo have to name a pair"
+        )
+
+
+async def _close(blocks: Blocks, cluster: Cluster) -> None:
+    with trio.CancelScope(shield=True):
+        await blocks.aclose()
+        await cluster.aclose()
+
+
+async def open_pinset(source: Source, settings: IpfsSettings) -> PinsetStore:
+    """The store of small objects of that name, on daemons that were checked. Raises as `check`."""
+    if source.prefix:
+        raise UsageError(
+            f"source {source.url}: what is kept in the pinset has a name only; write ipfs://{source.bucket}"
+        )
+    blocks, cluster, _ = clients(settings)
+    try:
+        await _check_pair(blocks, cluster)
+    except BaseException:
+        await _close(blocks, cluster)
+        raise
+    return PinsetStore(source.bucket, blocks, cluster, timeout_s=settings.timeout_s)
+
+
 @contextlib.asynccontextmanager
 async def opened(source: Source, settings: IpfsSettings, directory: Path, health: Health) -> AsyncIterator[OpenVolume]:
     """The open volume, with nothing in the background. Raises UsageError, Unavailable, Denied."""
@@ -78,9 +124,7 @@ async def opened(source: Source, settings: IpfsSettings, directory: Path, health
     try:
         volume = await open_volume(blocks, cluster, volume_settings, connect=connect, health=health)
     except BaseException:
-        with trio.CancelScope(shield=True):
-            await blocks.aclose()
-            await cluster.aclose()
+        await _close(blocks, cluster)
         raise
     try:
         yield volume
