@@ -7,7 +7,7 @@ the node's defaults, and named credentials in the place of what the environment 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -15,10 +15,12 @@ from s3vol import layers
 from s3vol.config import MountOptions
 from s3vol.store.base import Store
 from s3vol.store.buckets import make_bucket
-from s3vol.store.open import open_store
-from s3vol.store.settings import StoreSettings, parse_source, store_settings
+from s3vol.store.ipfs import mounting
+from s3vol.store.open import compose, open_store
+from s3vol.store.settings import IpfsSettings, Source, StoreSettings, ipfs_settings, parse_source, store_settings
 from s3vol.types import Health
 from s3vol_plugin import credentials
+from s3vol_plugin.layering import in_force, keys_of
 from s3vol_plugin.settings import Settings
 from s3vol_plugin.volume import Volume
 
@@ -27,9 +29,19 @@ _SILENCE_S = 10.0  # records are small, and a Mount is to be repeated soon on a 
 
 @asynccontextmanager
 async def open_registry(settings: Settings, *, health: Health | None = None) -> AsyncIterator[Store]:
-    """The store that the registry is in. Raises UsageError for what the user can correct, Unavailable."""
-    access = replace(_access(settings, {}, settings.credentials), attempt_timeout_s=_SILENCE_S)
-    store = await open_store(parse_source(settings.source), access, health=health)
+    """The store that the registry is in: a bucket, a directory, or the pinset of this node's cluster.
+
+    Raises UsageError for what the user can correct, Unavailable.
+    """
+    source = parse_source(settings.source)
+    options = _resolve(settings, source)
+    if source.kind == "ipfs":
+        access = replace(store_settings(options), attempt_timeout_s=_SILENCE_S)
+        pinset = await mounting.open_pinset(source, ipfs_settings(options))
+        store: Store = compose(pinset, access, health or Health())
+    else:
+        access = replace(_with_keys(options, settings, settings.credentials), attempt_timeout_s=_SILENCE_S)
+        store = await open_store(source, access, health=health)
     try:
         yield store
     finally:
@@ -39,8 +51,7 @@ async def open_registry(settings: Settings, *, health: Health | None = None) -> 
 @asynccontextmanager
 async def open_volume(volume: Volume, settings: Settings) -> AsyncIterator[Store]:
     """The store that the objects of a volume are in. Raises UsageError for what the user can correct, Unavailable."""
-    access = _access(settings, volume.options, volume.credentials or settings.credentials)
-    store = await open_store(parse_source(volume.source), access)
+    store = await open_store(parse_source(volume.source), _access(volume, settings))
     try:
         yield store
     finally:
@@ -49,22 +60,31 @@ async def open_volume(volume: Volume, settings: Settings) -> AsyncIterator[Store
 
 async def make_bucket_of(volume: Volume, settings: Settings) -> bool:
     """Make a volume's bucket unless it is there; True when it was made. Raises UsageError, and as a store does."""
-    access = _access(settings, volume.options, volume.credentials or settings.credentials)
-    return await make_bucket(parse_source(volume.source), access)
+    return await make_bucket(parse_source(volume.source), _access(volume, settings))
+
+
+def peer_of(volume: Volume, settings: Settings) -> IpfsSettings:
+    """How the daemons of a volume in IPFS are reached here. Raises UsageError for a login that is not on this node."""
+    return ipfs_settings(mount_options(volume, settings))
 
 
 def mount_options(volume: Volume, settings: Settings) -> MountOptions:
     """The options that a volume is mounted with on this node. Raises UsageError for a record of a later version."""
-    return _resolve(settings, volume.options)
+    return _resolve(settings, parse_source(volume.source), volume)
 
 
-def _resolve(settings: Settings, options: Mapping[str, str]) -> MountOptions:
-    own = layers.Layer(options, lambda name: f"option {name}")
-    return layers.resolve([own, layers.Layer(settings.defaults, lambda name: f"plugin.toml [defaults] {name}")])
+def _resolve(settings: Settings, source: Source, volume: Volume | None = None) -> MountOptions:
+    own = layers.Layer(volume.options if volume else {}, lambda name: f"option {name}")
+    values = in_force(settings, source, own.values, volume.credentials if volume else "")
+    return layers.resolve([own, layers.Layer(values, lambda name: f"plugin.toml [defaults] {name}")])
 
 
-def _access(settings: Settings, options: Mapping[str, str], name: str) -> StoreSettings:
-    found = store_settings(_resolve(settings, options))
+def _access(volume: Volume, settings: Settings) -> StoreSettings:
+    return _with_keys(mount_options(volume, settings), settings, keys_of(settings, volume))
+
+
+def _with_keys(options: MountOptions, settings: Settings, name: str) -> StoreSettings:
+    found = store_settings(options)
     if not name:
         return found
     keys = credentials.read(settings.credentials_directory, name)

@@ -2,8 +2,8 @@
 
 dockerd prints the options of a volume to everybody who may talk to it, a swarm keeps them in its log, and Portainer
 shows them. So a volume says `credentials=prod`, and each node has `prod` in its directory: an AWS credentials file with
-the section `[default]`. It is checked where a volume is created; that another node lacks it is that node's error, when
-it mounts.
+the section `[default]`, or for a volume in IPFS one line `USER:PASSWORD`, the login of its cluster. It is checked where
+a volume is created; that another node lacks it is that node's error, when it mounts.
 
 Rejected: reading swarm secrets (no plugin can), and credentials in the registry (whoever may list it would have them).
 """
@@ -42,14 +42,7 @@ def path_of(directory: Path, name: str) -> Path:
 
 def read(directory: Path, name: str) -> Keys:
     """The keys of a name. Raises UsageError, which says what to do with which file and never what is in it."""
-    path = path_of(directory, name)
-    what = f"credentials {name!r}: {path}"
-    try:
-        text = _read_guarded(path, what)
-    except FileNotFoundError:
-        raise UsageError(f"{what}: is not on this node; put an AWS credentials file there, mode 0600") from None
-    except OSError as error:
-        raise UsageError(f"{what}: cannot be read: {error.strerror}") from None
+    text, what = _text(directory, name, "an AWS credentials file")
     parser = configparser.RawConfigParser()
     try:
         parser.read_string(text)
@@ -64,6 +57,27 @@ def read(directory: Path, name: str) -> Keys:
     if keys is None or not keys.access_key or not keys.secret_key:
         raise UsageError(f"{what}: needs a section [{_SECTION}] with aws_access_key_id and aws_secret_access_key")
     return keys
+
+
+def login_file(directory: Path, name: str) -> Path:
+    """The file of a name that holds a login, after a look at it. Raises UsageError as `read`."""
+    text, what = _text(directory, name, "one line USER:PASSWORD")
+    user, colon, password = text.strip().partition(":")
+    if not (user and colon and password) or "\n" in text.strip():
+        raise UsageError(f"{what}: needs one line USER:PASSWORD, the login of IPFS-Cluster's REST")
+    return path_of(directory, name)
+
+
+def _text(directory: Path, name: str, wanted: str) -> tuple[str, str]:
+    """What the file of a name holds, and how errors call it."""
+    path = path_of(directory, name)
+    what = f"credentials {name!r}: {path}"
+    try:
+        return _read_guarded(path, what), what
+    except FileNotFoundError:
+        raise UsageError(f"{what}: is not on this node; put {wanted} there, mode 0600") from None
+    except OSError as error:
+        raise UsageError(f"{what}: cannot be read: {error.strerror}") from None
 
 
 def _read_guarded(path: Path, what: str) -> str:

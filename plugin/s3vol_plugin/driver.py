@@ -222,8 +222,8 @@ class Driver:
         registry, settings = self._node.registry, self._node.settings
         patience_s = min(mount_options(volume, settings).timeout, CLAIM_MAX_S)
         until_s = min(deadline_s, trio.current_time() + patience_s)
-        where = " at ".join(filter(None, (settings.source, settings.defaults.get("endpoint"))))
-        late = f"the registry of volumes ({where}) does not answer within {patience_s:g} s; try again when it does"
+        what = f"the registry of volumes ({settings.registry_place})"
+        late = f"{what} does not answer within {patience_s:g} s; try again when it does"
         with until(until_s, late):
             await _insist(lambda: registry.hold(volume), until_s)
             return await self._insist(volume.name, until_s)

@@ -13,6 +13,11 @@ different, for an ETag tells content only.
 
 Keys go by uuid: who comes late to say that he has the old volume mounted says nothing about a new one of its name.
 
+A pinset (s3vol.store.ipfs.pinset) keeps every word for ever in each peer's database, 1.3 KB each, and has neither a
+clock nor conditions of its own. There a word is said again much more seldom, without a look before: of a word and a
+delete in the same moment the word stays. "Now" is this node's: a clock that is an hour off hides a holder, or keeps one
+for an hour. `Pace` says which it is.
+
 Rejected: expiry times in the body (whose clock?), the Date header (a store of files has none), and a lease (nothing
 here is exclusive: the answer only keeps people from removing what is in use).
 """
@@ -21,7 +26,9 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import trio
 
@@ -45,6 +52,21 @@ CLEAR_WITHIN_S = 10.0
 GUARD_S = 30.0
 """Who finds a mark waits for this long, by his own clock; a Mount has 100 s."""
 
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often a node says that it has a volume mounted: `speak_s` is the least time between two words, `fresh_s` how
+    long one counts. `store_decides`: the store has a clock, and conditions that hold between nodes."""
+
+    speak_s: float
+    fresh_s: float
+    store_decides: bool
+
+
+IN_BUCKET = Pace(0.0, FRESH_S, store_decides=True)
+IN_PINSET = Pace(900.0, 2700.0, store_decides=False)
+"""A volume that is mounted all the time costs 96 records a day and node, 125 KB."""
+
 _LOOK_S = 0.5
 _TRIES = 10  # only one who clears, or a second process of this node, is in the way
 MARK = "s3vol-clearing"
@@ -58,14 +80,18 @@ _S_NS = 1_000_000_000
 class Holders:
     """Heartbeats of all nodes, in one registry. `node` must be a word that can be part of a key."""
 
-    def __init__(self, store: Store, node: str) -> None:
+    def __init__(self, store: Store, node: str, pace: Pace = IN_BUCKET) -> None:
         self._store = store
         self._node = node
+        self._pace = pace
         self._spoken_s: dict[str, float] = {}  # when this process put a key, by trio's clock
 
     async def hold(self, volume: Volume) -> None:
-        """Say that this node has it mounted."""
-        await self._say(self._key(volume), volume.name)
+        """Say that this node has it mounted, unless it has said so just now."""
+        key = self._key(volume)
+        spoken_s = self._spoken_s.get(key)
+        if spoken_s is None or trio.current_time() - spoken_s >= self._pace.speak_s:
+            await self._say(key, volume.name)
 
     async def release(self, volume: Volume) -> None:
         """Say that it no longer has. Missing is success."""
@@ -76,8 +102,8 @@ class Holders:
     async def _say(self, key: str, name: str) -> None:
         for _ in range(_TRIES):
             spoken_s = self._spoken_s.get(key)
-            lately = spoken_s is not None and trio.current_time() - spoken_s < FRESH_S
-            condition = ANY if lately else await self._look(key)
+            lately = spoken_s is not None and trio.current_time() - spoken_s < self._pace.fresh_s
+            condition = ANY if lately or not self._pace.store_decides else await self._look(key)
             try:
                 await self._store.put(key, self._body(name), metadata={}, condition=condition)
             except (PreconditionFailed, NotFound):  # marked or deleted meanwhile; or it was our own, the reply lost
@@ -108,7 +134,7 @@ class Holders:
                     await self._clear(info)
 
     async def _clear(self, info: ObjectInfo) -> None:
-        """A mark that a crash leaves behind counts as a word for FRESH_S, and is cleared like one."""
+        """A mark that a crash leaves behind counts as a word as long as any, and is cleared like one."""
         try:
             await self._store.put(info.key, self._body(""), metadata={MARK: self._node}, condition=matches(info.etag))
         except (PreconditionFailed, NotFound):  # that node is back, or another one is at it
@@ -126,7 +152,9 @@ class Holders:
         return await self._fresh(FOLDER)
 
     async def now_ns(self) -> int:
-        """The store's clock, in nanoseconds since the epoch, cut to seconds."""
+        """The store's clock, in nanoseconds since the epoch, cut to seconds; this node's where the store has none."""
+        if not self._pace.store_decides:
+            return int(time.time()) * _S_NS
         key = f"{_CLOCK}{self._node}{_SUFFIX}"
         for _ in range(_TRIES):
             await self._say(key, "")
@@ -145,16 +173,16 @@ class Holders:
     async def _fresh(self, prefix: str) -> dict[str, list[Holder]]:
         # Listed first: a holder that speaks after our clock was read is a second or two younger than "now".
         objects = await list_all(self._store, prefix, delimiter=False)
-        return fresh(objects, await self.now_ns()) if objects else {}
+        return fresh(objects, await self.now_ns(), self._pace.fresh_s) if objects else {}
 
 
-def fresh(objects: Sequence[ObjectInfo], now_ns: int) -> dict[str, list[Holder]]:
-    """Those that spoke within FRESH_S, by uuid of the volume. Pure."""
+def fresh(objects: Sequence[ObjectInfo], now_ns: int, fresh_s: float = FRESH_S) -> dict[str, list[Holder]]:
+    """Those that spoke within `fresh_s`, by uuid of the volume. Pure."""
     found: dict[str, list[Holder]] = {}
     for info in objects:
         uuid, slash, file = info.key.removeprefix(FOLDER).partition("/")
         age_s = max(now_ns - info.modified_ns, 0) / _S_NS
-        if slash and not info.key.startswith(_CLOCK) and file.endswith(_SUFFIX) and age_s <= FRESH_S:
+        if slash and not info.key.startswith(_CLOCK) and file.endswith(_SUFFIX) and age_s <= fresh_s:
             found.setdefault(uuid, []).append(Holder(file.removesuffix(_SUFFIX), age_s))
     return found
 

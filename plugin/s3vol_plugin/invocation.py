@@ -1,9 +1,10 @@
 """How `s3vol mount` is called for a volume: argument list and environment. Pure.
 
 What a volume's record may say is laid over the node's defaults, and what the driver needs to find its mounts again over
-both. Everything goes into `-o` lists, which anybody may read in `ps`; a secret is in none of them. Credentials are a
-file of this node that only the environment names, and they replace what this process has of its own: keys in the
-environment would be stronger than a file (the AWS chain), so that a volume would be opened with the wrong ones.
+both. Everything goes into `-o` lists, which anybody may read in `ps`; a secret is in none of them. Keys are in a file
+of this node that only the environment names, and they replace what this process has of its own: keys in the environment
+would be stronger than a file (the AWS chain), so that a volume would be opened with the wrong ones. The login of a
+cluster is in a file as well, whose path is an option.
 
 The environment's `S3VOL_*` are options of a mount too, and are not passed on: the same volume must be mounted alike
 by all nodes, by its record and the node's defaults. `/etc/s3vol/config.toml` is read as for every mount.
@@ -19,7 +20,9 @@ from pathlib import Path
 from s3vol.config import OPTIONS, VARIABLE_PREFIX
 from s3vol.errors import UsageError
 from s3vol.layers import unknown
+from s3vol.store.settings import parse_source
 from s3vol_plugin import credentials as named
+from s3vol_plugin.layering import in_force, keys_of
 from s3vol_plugin.settings import Settings
 from s3vol_plugin.volume import Volume
 
@@ -43,9 +46,10 @@ def label(settings: Settings, volume: Volume) -> str:
 def arguments(settings: Settings, volume: Volume, *, root: bool) -> list[str]:
     """The command that mounts a volume. `root`: this process may let other users in.
 
-    Raises UsageError for an unknown option, and for a value that a list cannot hold.
+    Raises UsageError for an unknown option, a value that a list cannot hold, a login that is not on this node.
     """
-    values = {"node": settings.node, **_plain(settings.defaults), **_plain(volume.options)}
+    source = parse_source(volume.source)
+    values = {"node": settings.node, **in_force(settings, source, volume.options, volume.credentials)}
     values |= {
         "cache-dir": str(settings.cache_directory / volume.uuid),
         "log-file": str(log_file(settings, volume.uuid)),
@@ -70,7 +74,7 @@ def environment(settings: Settings, volume: Volume, base: Mapping[str, str]) -> 
     """
     kept = {name: text for name, text in base.items() if name in _PASSED_ON or not name.startswith(VARIABLE_PREFIX)}
     kept["S3VOL_RUNTIME_DIR"] = str(settings.runtime_directory)
-    credentials = volume.credentials or settings.credentials
+    credentials = keys_of(settings, volume)
     if credentials:
         for name in _KEYS:
             kept.pop(name, None)
@@ -78,10 +82,6 @@ def environment(settings: Settings, volume: Volume, base: Mapping[str, str]) -> 
         kept["AWS_SHARED_CREDENTIALS_FILE"] = str(named.path_of(settings.credentials_directory, credentials))
         kept["AWS_PROFILE"] = "default"
     return kept
-
-
-def _plain(options: Mapping[str, str]) -> dict[str, str]:
-    return {name.replace("_", "-").lower(): text for name, text in options.items()}
 
 
 def _listed(name: str, text: str) -> str:

@@ -52,34 +52,37 @@ OWN: Mapping[str, Option] = {
         _row(
             "bucket",
             parse_bucket,
-            "Bucket of the volume. It must exist, or say `create-bucket=yes`.",
-            "that of the registry",
+            "Bucket of the volume. It must exist, or say `create-bucket=yes`. With `backend=ipfs` the name of the "
+            "volume in IPFS, which is made by its first change.",
+            "that of the registry; with `backend=ipfs` the volume's name",
         ),
         _row(
             "prefix",
             parse_prefix,
-            "Where in the bucket the volume is; without `bucket`, below the registry's source. `path` and `subdir` are "
-            "other names for it.",
+            "Where in the bucket, or in the volume in IPFS, the volume is; without `bucket`, below the registry's "
+            "source. `path` and `subdir` are other names for it.",
             "all of `bucket`; without `bucket`, the volume's name",
         ),
         _row(
             "backend",
-            units.Choice(("s3", "file")),
-            "Kind of store. `file` is a directory below the registry's own, where that is a directory.",
-            "that of the registry",
+            units.Choice(("s3", "file", "ipfs")),
+            "Kind of store. `ipfs` is a volume in the IPFS daemons of the nodes ([ipfs.md](ipfs.md)). `file` is a "
+            "directory below the registry's own, where that is a directory.",
+            "`s3` with `bucket`, else that of the registry",
         ),
         _row(
             "credentials",
             units.parse_label,
-            "Name of a file in `/etc/s3vol/credentials.d` on each node: an AWS credentials file of root, mode 0600. "
-            "Keys themselves are no options, for everybody can read options.",
+            "Name of a file in `/etc/s3vol/credentials.d` on each node, root's, mode 0600: an AWS credentials file, or "
+            "for `backend=ipfs` one line `USER:PASSWORD`, the login of IPFS-Cluster's REST. Keys themselves are no "
+            "options, for everybody can read options.",
             "that of `plugin.toml`, or the machine's AWS configuration",
         ),
         _row(
             "on-remove",
             units.Choice(("retain", "delete")),
             "What becomes of the objects when the volume is removed: `retain` keeps them, and `s3vol volume undelete` "
-            "brings the volume back for 7 days.",
+            "brings the volume back for 7 days. A volume in IPFS is always kept.",
             "retain",
         ),
         _row(
@@ -121,7 +124,6 @@ OWN: Mapping[str, Option] = {
 }
 
 _DRIVER = "the driver sets it"
-_IPFS = "for volumes in IPFS, which `s3vol mount` has and the driver has not"
 TAKEN: Mapping[str, str] = {
     "cache-dir": f"{_DRIVER}: each volume has its own; `cache-directory` in plugin.toml moves all",
     "log-file": f"{_DRIVER}; `log-level` can be set",
@@ -132,7 +134,8 @@ TAKEN: Mapping[str, str] = {
     "suid": "set-user-ID bits are never honoured on a volume",
     "sse-c-key": "names a file of root's, which only an administrator may: [defaults] in plugin.toml",
     "profile": "depends on root's AWS configuration on each node; write credentials=NAME",
-    **{name: _IPFS for name, row in OPTIONS.items() if row.group == "IPFS"},
+    "cluster-url": "is another one on each node: [defaults] in plugin.toml",
+    "cluster-login": "names a file of root's; write credentials=NAME",
 }
 """Rows of the mount options table that a volume cannot have, and why."""
 
@@ -146,7 +149,6 @@ MISSING: Mapping[str, str] = {
 MISSING_VALUES: Mapping[tuple[str, str], str] = {
     ("access", "exclusive"): "volumes are shared: run one replica, and its successor on another node finds its data",
     ("consistency", "strict"): "only close-to-open is there",
-    ("backend", "ipfs"): "volumes in IPFS are for `s3vol mount`; the driver has s3 and file",
     ("cache-mode", "off"): "everything goes through the cache; write writethrough",
     ("mode", "exclusive"): "volumes are shared or readonly",
 }
@@ -162,7 +164,9 @@ NAMES: Sequence[str] = (*OWN, *ROWS, *(name for name in SHORT_FORMS if name not 
 """All valid keys."""
 
 NODE_ROWS: Mapping[str, Option] = {
-    name: row for name, row in OPTIONS.items() if name not in TAKEN or name in ("profile", "log-format", "sse-c-key")
+    name: row
+    for name, row in OPTIONS.items()
+    if name not in TAKEN or name in ("profile", "log-format", "sse-c-key", "cluster-url", "cluster-login")
 }
 """Rows that `[defaults]` of plugin.toml may have."""
 
@@ -191,7 +195,8 @@ SETTINGS: Mapping[str, Option] = {
         _text(
             "source",
             "Where the registry of volumes is, and below it, under their names, the volumes that are created without a "
-            "bucket: `s3://BUCKET/PREFIX`. The same on all nodes.",
+            "bucket: `s3://BUCKET/PREFIX`. The same on all nodes. `ipfs://NAME` keeps the registry in the pinset of "
+            "IPFS-Cluster, and such volumes are in IPFS.",
             "must be set",
         ),
         _text(
@@ -199,7 +204,7 @@ SETTINGS: Mapping[str, Option] = {
         ),
         _text(
             "credentials",
-            "File in the credentials directory for the registry, and for volumes that name none.",
+            "File in the credentials directory for the registry, and for volumes of its kind that name none.",
             "the machine's AWS configuration",
             units.parse_label,
         ),
@@ -212,7 +217,12 @@ SETTINGS: Mapping[str, Option] = {
         _path("runtime-directory", "Control sockets of the mounts.", "/run/s3vol"),
         _path("credentials-directory", "Credentials files, readable by root only.", "/etc/s3vol/credentials.d"),
         _flag("allow-anonymous", "Allow volumes without a name, as `docker run -v /data` makes them.", "yes"),
-        _text("allowed-endpoints", "The only endpoints that a volume may name.", "any", parse_endpoints),
+        _text(
+            "allowed-endpoints",
+            "The only servers that a volume may name: `endpoint`, `cluster`, `kubo`.",
+            "any",
+            parse_endpoints,
+        ),
         _flag("heal", "Mount again inside running containers after a mount process died.", "yes"),
     )
 }

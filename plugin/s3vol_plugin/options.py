@@ -15,11 +15,14 @@ defaults with each volume (a MinIO that moves would be moved volume by volume).
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import re
 import time
 import tomllib
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from s3vol.errors import UsageError
 from s3vol.store.settings import Source, parse_source
 from s3vol_plugin import credentials, records
 from s3vol_plugin import option_table as table
+from s3vol_plugin.layering import foreign, of_node, same_server
 from s3vol_plugin.registry import timestamp
 from s3vol_plugin.settings import Settings
 from s3vol_plugin.volume import Volume
@@ -39,6 +43,11 @@ _CONFIG_VARIABLE = f"{PREFIX}CONFIG"
 
 _SECRET = re.compile(r"secret|access-?key|passw|token|key-?id|private-?key")
 _ANONYMOUS = re.compile(r"[0-9a-f]{64}")
+_SERVERS = ("endpoint", "cluster", "kubo")  # rows that are recorded only where they differ from the node's
+_NOT_IN_IPFS = {
+    "create-bucket": "option create-bucket: a volume in IPFS is made by its first change; leave it out",
+    "on-remove": "option on-remove: a volume in IPFS is kept; empty it before you remove it, and its space is freed",
+}
 _PASSWORD_IN_URL = re.compile(r"//[^/]*@")
 
 
@@ -54,24 +63,41 @@ def parse_options(name: str, opts: Mapping[str, str] | None, settings: Settings)
     mode = rows.get("mode", "shared")
     if own.get("on-remove") == "delete" and mode == "readonly":
         raise UsageError("option on-remove: a read-only volume does not delete what it may not write")
-    endpoint = _endpoint(rows, own, settings)
+    source = _source(name, own, parse_source(settings.source))
+    _check_rows(rows, source.kind)
+    in_ipfs = source.kind == "ipfs"
+    servers = _daemons(rows, settings) if in_ipfs else _endpoint(rows, own, settings)
     if own.get("create-bucket") and "bucket" not in own:
         raise UsageError("option create-bucket: needs bucket=NAME; the registry's own bucket is there")
+    if in_ipfs and (own.get("create-bucket") or own.get("on-remove") == "delete"):
+        raise UsageError(_NOT_IN_IPFS["create-bucket" if own.get("create-bucket") else "on-remove"])
     named = own.get("credentials", "")
     if named:
-        credentials.read(settings.credentials_directory, named)
-    return Volume(
+        look = credentials.login_file if in_ipfs else credentials.read
+        look(settings.credentials_directory, named)
+    volume = Volume(
         name=name,
         uuid=uuid.uuid4().hex,
-        source=_source(name, own, parse_source(settings.source)).url,
+        source=source.url,
         created_at=timestamp(time.time()),
         created_by=settings.node,
-        options={**{key: text for key, text in rows.items() if key != "endpoint"}, **endpoint},
+        options={**{key: text for key, text in rows.items() if key not in _SERVERS}, **servers},
         credentials=named,
         on_remove="delete" if own.get("on-remove") == "delete" else "retain",
         share=own.get("share", False),
         sticky=own.get("sticky", False),
     )
+    return replace(volume, uuid=_same_everywhere(volume)) if in_ipfs else volume
+
+
+def _same_everywhere(volume: Volume) -> str:
+    """The uuid of a volume in IPFS: whoever makes the same volume makes the same record.
+
+    A pinset holds no condition between the halves of a partition, and its volumes are merged when the halves meet
+    again: then the record must be one as well, for what a node has not published yet is found by uuid.
+    """
+    kept = [volume.name, volume.source, sorted(volume.options.items()), volume.credentials, volume.share, volume.sticky]
+    return hashlib.blake2b(json.dumps(kept).encode(), digest_size=16).hexdigest()
 
 
 def wants_bucket(opts: Mapping[str, str] | None) -> bool:
@@ -177,7 +203,7 @@ def _parsed(row: Option, text: str, given: str) -> Any:
         raise UsageError(f"option {given}: {text!r}: must be an absolute path, the same on all nodes")
     if text.strip().endswith("\\") or not text.strip().isprintable():
         raise UsageError(f"option {given}: must not end in a backslash or hold control characters")
-    return str(value) if row.name in ("uid", "gid", "endpoint") else text.strip()
+    return str(value) if row.name in ("uid", "gid", *_SERVERS) else text.strip()
 
 
 def _checked(parse: Callable[[str], Any], text: str, given: str) -> Any:
@@ -199,26 +225,48 @@ def _unknown(given: str, key: str) -> UsageError:
     return UsageError(f"option {given[:80]!r}: unknown option; {hint}Valid are {', '.join(sorted(table.NAMES))}")
 
 
+def _check_rows(rows: Mapping[str, str], kind: str) -> None:
+    """Raise UsageError for a row that says nothing to this kind of store."""
+    useless = foreign(kind)
+    for name in rows:
+        if table.ROWS[name].group == useless:
+            what = "a volume in a bucket, and this one is in IPFS" if kind == "ipfs" else "a volume with backend=ipfs"
+            raise UsageError(f"option {name}: is for {what}")
+
+
+def _daemons(rows: Mapping[str, str], settings: Settings) -> dict[str, str]:
+    """The daemons of IPFS as they are recorded: nothing for those of the node."""
+    found = {}
+    for name in ("cluster", "kubo"):
+        given = rows.get(name, "")
+        if given and not same_server(given, of_node(settings, name)):
+            _check_allowed(name, given, settings)
+            found[name] = given
+    return found
+
+
+def _check_allowed(name: str, given: str, settings: Settings) -> None:
+    if settings.allowed_endpoints and not any(same_server(given, url) for url in settings.allowed_endpoints):
+        raise UsageError(f"option {name}: {given}: not one of the endpoints that plugin.toml allows")
+
+
 def _endpoint(rows: Mapping[str, str], own: Mapping[str, Any], settings: Settings) -> dict[str, str]:
     """The endpoint as it is recorded: nothing for that of the node."""
     given = rows.get("endpoint", "")
-    if not given or _server(given) == _server(settings.defaults.get("endpoint", "")):
+    if not given or same_server(given, settings.defaults.get("endpoint", "")):
         return {}
-    if settings.allowed_endpoints and _server(given) not in {_server(url) for url in settings.allowed_endpoints}:
-        raise UsageError(f"option endpoint: {given}: not one of the endpoints that plugin.toml allows")
+    _check_allowed("endpoint", given, settings)
     if "bucket" not in own:
         raise UsageError("option endpoint: needs bucket=NAME as well: without it a volume is in the registry's bucket")
     return {"endpoint": given}
-
-
-def _server(url: str) -> str:
-    return url.strip().rstrip("/").lower()
 
 
 def _source(name: str, own: Mapping[str, Any], root: Source) -> Source:
     """Where the objects of a volume are."""
     bucket, prefix = own.get("bucket", ""), own.get("prefix", "")
     backend = own.get("backend") or ("s3" if bucket else root.kind)
+    if backend == "ipfs":
+        return parse_source(f"ipfs://{bucket or name}/{prefix}")
     if backend != "s3" and bucket:
         raise UsageError(f"option bucket: there are no buckets with backend={backend}")
     if backend == "file" and root.kind != "file":
@@ -320,7 +368,7 @@ def _set_default(key: str, text: str, place: str, defaults: dict[str, str]) -> N
     value = _at(place, table.NODE_ROWS[name].parse, text)
     if name == "allow-other":
         return
-    defaults[name] = str(value) if name in ("endpoint", "uid", "gid") else text.strip()
+    defaults[name] = str(value) if name in ("uid", "gid", "cluster-url", *_SERVERS) else text.strip()
 
 
 def _at(place: str, parse: Callable[[str], Any], text: str) -> Any:

@@ -148,7 +148,7 @@ def relation(one: Source, other: Source) -> str:
 
 def overlap(one: Volume, other: Volume) -> str:
     """How the objects of two volumes overlap: "", "equal", "inside" or "around"."""
-    if one.options.get("endpoint", "") != other.options.get("endpoint", ""):
+    if any(one.options.get(name, "") != other.options.get(name, "") for name in ("endpoint", "cluster")):
         return ""
     return relation(parse_source(one.source), parse_source(other.source))
 

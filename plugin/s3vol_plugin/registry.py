@@ -46,7 +46,7 @@ from s3vol.units import parse_label
 from s3vol_plugin import records
 from s3vol_plugin import volume as volumes
 from s3vol_plugin.base import Holder
-from s3vol_plugin.holders import Holders, list_all
+from s3vol_plugin.holders import IN_BUCKET, IN_PINSET, Holders, list_all
 from s3vol_plugin.records import Damaged, Entry
 from s3vol_plugin.replica import Replica
 from s3vol_plugin.volume import Volume
@@ -84,7 +84,7 @@ class BucketRegistry:
         self._now_s = now_s
         self._source = parse_source(store.url)
         self._replica = Replica(path, store.url, now_s=now_s)
-        self._holders = Holders(store, self._node)
+        self._holders = Holders(store, self._node, IN_PINSET if self._source.kind == "ipfs" else IN_BUCKET)
         self._asking: _Asking | None = None
         self._saving = trio.Lock()  # guards the file: a later document is never overtaken by an earlier one
         self._saved = self._replica.document() if self._replica.age_s is not None else b""
@@ -289,8 +289,10 @@ class BucketRegistry:
         mine = await self._take_over(volume.name)  # Last-Modified by the store's clock
         if mine is None:
             raise Unavailable(f"volume {volume.name}: its record was deleted in this moment; try again")
-        if mine.volume.uuid != volume.uuid or mine.volume.removed:
-            return volume  # removed by somebody already
+        if mine.volume.removed:
+            return volume  # by somebody already
+        if mine.volume.uuid != volume.uuid:
+            return mine.volume
         for entry in list(self._replica.entries.values()):
             error = records.obstacle(volume, entry.volume)
             if error and entry.modified_ns <= mine.modified_ns:

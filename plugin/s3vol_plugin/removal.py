@@ -23,6 +23,7 @@ import trio
 from s3vol.errors import Rejected, S3volError, UsageError
 from s3vol.store.base import Store
 from s3vol.store.edge import first_error
+from s3vol.store.settings import parse_source
 from s3vol_plugin import holders, records
 from s3vol_plugin.access import open_volume
 from s3vol_plugin.registry import BucketRegistry
@@ -65,6 +66,15 @@ async def check_free(volume: Volume, registry: BucketRegistry) -> None:
         raise UsageError(f"volume {volume.name}: is mounted on {nodes}; stop the containers there first")
 
 
+def check_deletable(volume: Volume) -> None:
+    """Raise UsageError for a volume in IPFS: its blocks go when its files do, and its writers agree on that."""
+    if parse_source(volume.source).kind == "ipfs":
+        raise UsageError(
+            f"volume {volume.name}: is in IPFS, where only files are deleted; empty it in a container, then remove it "
+            "without its data"
+        )
+
+
 async def delete_objects(
     volume: Volume,
     *,
@@ -74,9 +84,10 @@ async def delete_objects(
 ) -> Deleted:
     """Delete all objects of a removed volume, and note that they are gone.
 
-    Raises UsageError when the volume is not removed, or another volume uses the same objects; nothing was deleted then.
-    Any other error may come half-way; what is left is deleted by calling again.
+    Raises UsageError when the volume is not removed, is in IPFS, or another volume uses the same objects; nothing was
+    deleted then. Any other error may come half-way; what is left is deleted by calling again.
     """
+    check_deletable(volume)
     current = await registry.begin_deletion(volume)
     try:
         await _check_alone(current, registry)

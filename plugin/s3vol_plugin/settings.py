@@ -38,6 +38,12 @@ class Settings:
     heal: bool = True  # mount again inside running containers after a mount process died
 
     @property
+    def registry_place(self) -> str:
+        """The registry in words: where, and at which server if one is set."""
+        server = self.defaults.get("cluster" if self.source.startswith("ipfs:") else "endpoint")
+        return " at ".join(filter(None, (self.source, server)))
+
+    @property
     def volumes_directory(self) -> Path:
         """One JSON record a volume that is used here, named by uuid."""
         return self.state_directory / "volumes"

@@ -26,6 +26,7 @@ from s3vol.commands.reach import ProgressLine
 from s3vol.control import Client
 from s3vol.errors import Denied, S3volError, UsageError
 from s3vol.store.edge import first_error
+from s3vol.store.settings import parse_source
 from s3vol.units import format_bytes, format_seconds
 from s3vol_plugin import access, removal
 from s3vol_plugin.base import Holder
@@ -198,6 +199,7 @@ def _options(words: Sequence[str]) -> dict[str, str]:
 async def _rm(args: argparse.Namespace, settings: Settings, registry: BucketRegistry) -> int:
     volume = await _wanted(registry, args.name)
     if args.data:
+        removal.check_deletable(volume)
         volume = dataclasses.replace(volume, on_remove="delete")
     await removal.check_free(volume, registry)
     if volume.on_remove == "delete":
@@ -217,6 +219,7 @@ async def _delete(args: argparse.Namespace, settings: Settings, registry: Bucket
         raise UsageError(f"volume {args.name}: is not removed; `s3vol volume rm --data {args.name}` does both")
     if volume.deletion == "done":
         raise UsageError(f"volume {args.name}: its data is deleted already")
+    removal.check_deletable(volume)
     await removal.check_free(volume, registry)
     await _confirm(args, volume)
     return await _delete_objects(volume, settings, registry)
@@ -263,7 +266,10 @@ async def _import(args: argparse.Namespace, settings: Settings, registry: Bucket
         raise UsageError(f"{args.path}: is no directory of this machine")
     if args.options and not args.create:
         raise UsageError("-o: is for --create; a volume that is there has its options")
+    if args.create:
+        _check_importable(parse_options(args.name, _options(args.options), settings))
     volume = await (_make(args, settings, registry) if args.create else _wanted(registry, args.name))
+    _check_importable(volume)
     began_s = time.monotonic()
     async with _held(volume, settings), access.open_volume(volume, settings) as store:
         line = ProgressLine(f"import {volume.name}")
@@ -285,6 +291,14 @@ async def _import(args: argparse.Namespace, settings: Settings, registry: Bucket
             line.end()
     print(json.dumps(_summary(report), indent=2) if args.json else "\n".join(_lines(volume, report)))
     return 0 if report.complete else 1
+
+
+def _check_importable(volume: Volume) -> None:
+    if parse_source(volume.source).kind == "ipfs":
+        raise UsageError(
+            f"volume {volume.name}: is in IPFS, which is written through a mount only: copy with a container, "
+            f"`docker run --rm -v DIRECTORY:/from -v {volume.name}:/to busybox cp -a /from/. /to/`"
+        )
 
 
 @asynccontextmanager

@@ -106,7 +106,7 @@ def test_every_row_of_the_mount_options_is_taken_ignored_or_refused_with_a_reaso
     value = {"uid": "0", "gid": "0", "ca-bundle": "/ca.pem"}.get(
         name, row.parse.words[0] if hasattr(row.parse, "words") else usual
     )
-    opts = {name: value, "bucket": "media"}
+    opts = {name: value, **({"backend": "ipfs"} if row.group == "IPFS" else {"bucket": "media"})}
     if name in option_table.TAKEN:
         assert "cannot be set for a volume" in refused(opts)
     else:
@@ -132,7 +132,6 @@ def test_every_row_of_the_mount_options_is_taken_ignored_or_refused_with_a_reaso
         ({"snapshot": "x"}, "not in this version"),
         ({"from": "x"}, "s3vol volume import"),
         ({"sticky": "perhaps"}, "option sticky"),
-        ({"backend": "ipfs"}, "not in this version"),
         ({"backend": "file"}, "where the registry is a directory"),
         ({"consistency": "strict"}, "not in this version"),
         ({"cache-mode": "off"}, "not in this version"),

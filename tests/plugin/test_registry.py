@@ -17,7 +17,7 @@ from s3vol_plugin import records
 from s3vol_plugin import volume as volumes
 from s3vol_plugin.registry import BucketRegistry
 from s3vol_plugin.volume import Volume
-from tests.plugin.backends import KINDS, Open, backend
+from tests.plugin.backends import REGISTRY_KINDS, Open, backend
 
 MakeNode = Callable[..., Awaitable[BucketRegistry]]
 
@@ -40,7 +40,7 @@ class Site:
         return dataclasses.replace(made, **changes)  # type: ignore[arg-type]  # names of fields
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=REGISTRY_KINDS)
 async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
     """An empty bucket."""
     async with backend(request.param, tmp_path, request) as (url, open_one):
