@@ -35,7 +35,10 @@ _ABSENT = "pin is not part of the pinset"
 
 _KIND_BY_STATUS: dict[int, tuple[type[S3volError], str]] = {
     400: (Rejected, ""),
-    401: (Denied, "Cluster's REST wants a user and a password: check the option cluster="),
+    401: (
+        Denied,
+        "Cluster's REST wants another user and password: check cluster-login=, or credentials= of a volume of Docker",
+    ),
     403: (Denied, ""),
     404: (Rejected, "this is no REST API of IPFS-Cluster: check the option cluster="),
     405: (Rejected, "this is no REST API of IPFS-Cluster: check the option cluster="),
