@@ -1,4 +1,4 @@
-"""The volume driver's daemon on a node, as an administrator sets it up, and the cable to the bucket.
+"""The volume driver's daemon on a node, as an administrator sets it up, and the cable to the bucket if there is one.
 
 The daemon reads /etc/s3vol/plugin.toml and a credentials file of the node, and nothing of this machine's environment.
 The bucket is on the tests' MinIO, reached through a relay, so that a test cuts one node off without disturbing others.
@@ -83,13 +83,19 @@ class Cable:
 
 
 class Plugin:
-    """The daemon `s3vol-plugin` on one node. `tap` is there when it was asked for."""
+    """The daemon `s3vol-plugin` on one node. `tap` is there when it was asked for.
 
-    def __init__(self, node: Node, source: str, endpoint: str, *, tapped: bool = False, **settings: object) -> None:
+    `login` is that of a cluster, where the registry is in IPFS and there is no `endpoint`.
+    """
+
+    def __init__(
+        self, node: Node, source: str, endpoint: str = "", *, login: str = "", tapped: bool = False, **settings: object
+    ) -> None:
         self.node = node
         self._tapped = tapped
         self._source = source
-        self._endpoint = endpoint
+        self._servers = {"endpoint": endpoint, "region": REGION} if endpoint else {}
+        self._secret = login or _CREDENTIALS
         self._settings = settings
         self._process: Process | None = None
         self._tap: Tap | None = None
@@ -126,12 +132,12 @@ class Plugin:
         etc = self.node.path("etc/s3vol")
         (etc / "credentials.d").mkdir(parents=True, exist_ok=True, mode=0o700)
         key = etc / "credentials.d/test"
-        key.write_text(_CREDENTIALS)
+        key.write_text(self._secret)
         key.chmod(0o600)
         rows: dict[str, object] = {"source": self._source, "credentials": "test", **self._settings}
         if self._tapped:
             rows["socket"] = BEHIND
-        every = {"endpoint": self._endpoint, "region": REGION, **defaults}
+        every = {**self._servers, **defaults}
         text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in rows.items()) + "\n[defaults]\n"
         (etc / "plugin.toml").write_text(text + "".join(f"{name} = {json.dumps(v)}\n" for name, v in every.items()))
 

@@ -1,4 +1,4 @@
-"""Two machines and the cable between them: dockerds that are joined to one swarm.
+"""Machines and the cable between them: dockerds that are joined to one swarm.
 
 Theory of operation. A bridge in a namespace of its own connects the nodes; it may not be in this machine's namespace,
 where another Docker's firewall would drop the packets. Nodes have no default route: with one, each task waits 20 s for
@@ -9,8 +9,8 @@ processor time, and a test that polls with it takes half of a small machine away
 
 A worker that is silent for three heartbeats is down. The heartbeat is 2 s here instead of 5.
 
-One manager only: the crash of a node is always the crash of the worker, or of the leader of nothing. Two managers
-cannot outvote a dead one, so a swarm of two has one.
+One manager only: the crash of a node is always the crash of a worker. Two managers cannot outvote a dead one, and a
+third costs what no test here needs.
 """
 
 from __future__ import annotations
@@ -38,20 +38,19 @@ def _in(pid: int, *command: str) -> None:
 
 
 class Swarm:
-    """Engines `manager` and `worker`, not started yet; `form` joins them."""
+    """Engines, of which the first is the manager, not started yet; `form` joins them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, size: int = 2) -> None:
         self.hub = Node("hub", folder / "hub")
-        self.manager = Engine(Node("node1", folder / "node1"))
-        self.worker = Engine(Node("node2", folder / "node2"))
-        self.engines = [self.manager, self.worker]
+        self.engines = [Engine(Node(f"node{number + 1}", folder / f"node{number + 1}")) for number in range(size)]
+        self.manager, self.worker = self.engines[:2]
 
     def address(self, engine: Engine) -> str:
         """A node's address on the bridge."""
         return f"10.77.0.{11 + self.engines.index(engine)}"
 
     def open(self) -> None:
-        """Boot the hub and both machines, and connect them. Dockerds are not started."""
+        """Boot the hub and all machines, and connect them. Dockerds are not started."""
         self.hub.boot()
         pid = self.hub.init
         _in(pid, "ip", "link", "add", "br0", "type", "bridge")
@@ -73,7 +72,7 @@ class Swarm:
         _in(self.hub.init, "ip", "link", "set", port, "up")
 
     def form(self) -> None:
-        """Start both dockerds and join them to one swarm."""
+        """Start all dockerds and join them to one swarm."""
         for engine in self.engines:
             engine.launch()
         for engine in self.engines:
@@ -82,7 +81,8 @@ class Swarm:
         self.manager.docker("swarm", "init", "--advertise-addr", self.address(self.manager))
         self.manager.docker("swarm", "update", "--dispatcher-heartbeat", HEARTBEAT)
         token = self.manager.docker("swarm", "join-token", "-q", "worker")
-        self.worker.docker("swarm", "join", "--token", token, f"{self.address(self.manager)}:2377")
+        for engine in self.engines[1:]:
+            engine.docker("swarm", "join", "--token", token, f"{self.address(self.manager)}:2377")
 
     def close(self) -> None:
         """All of it, gone."""
@@ -112,15 +112,16 @@ class Swarm:
         return {task["Status"]["ContainerStatus"]["ContainerID"]: names[task["NodeID"]] for task in running}
 
     def await_tasks(
-        self, service: str, count: int, *, on: str | None = None, timeout_s: float = CONVERGE_S
+        self, service: str, count: int, *, on: str | None = None, without: str = "", timeout_s: float = CONVERGE_S
     ) -> dict[str, str]:
-        """Wait until a service runs so many tasks (all on that node); returns `tasks`."""
+        """Wait until a service runs so many tasks (all on that node, none on the other); returns `tasks`."""
         found: dict[str, str] = {}
 
         def converged() -> bool:
             found.clear()
             found.update(self.tasks(service))
-            return len(found) == count and (on is None or set(found.values()) == {on})
+            placed = set(found.values())
+            return len(found) == count and (on is None or placed == {on}) and without not in placed
 
         try:
             wait_for(converged, timeout_s, f"{count} tasks of {service}")

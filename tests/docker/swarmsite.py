@@ -1,8 +1,9 @@
-"""A swarm as a user has it: two machines with dockerd and driver, and one bucket."""
+"""A swarm as a user has it: machines with dockerd and driver. `SwarmSite` has two, and one bucket."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,62 +15,45 @@ from tests.kernel.rig import Bucket
 from tests.support.minio import Minio, wait_for
 
 REMOVED_S = 60.0
+SERVICE = ("service", "create", "-d", "--no-resolve-image", "--restart-delay", "100ms", "--stop-grace-period", "1s")
 
 
-class SwarmSite(Swarm):
-    """Both nodes have the driver and its announcement. `tidy` after each test, `close` at the end."""
+def mount(volume: str, path: str, **options: str) -> tuple[str, str]:
+    """The words of a service's mount."""
+    extra = "".join(f",volume-opt={name}={value}" for name, value in options.items())
+    return "--mount", f"type=volume,src={volume},dst={path},volume-driver=s3vol{extra}"
 
-    def __init__(self, folder: Path, minio: Minio) -> None:
-        super().__init__(folder)
+
+def fetch(engine: Engine, container: str, path: str) -> str:
+    """What the web server of a container answers, asked from its own machine."""
+    form = "{{.NetworkSettings.IPAddress}}"
+    address = engine.docker("inspect", "--format", form, container)
+    program = "import sys, urllib.request; print(end=urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())"
+    return engine.node.check(sys.executable, "-c", program, f"http://{address}/{path}")
+
+
+class DrivenSwarm(Swarm):
+    """Machines with dockerd and driver, whatever the volumes are in. Subclasses set up the drivers."""
+
+    def __init__(self, folder: Path, size: int = 2) -> None:
+        super().__init__(folder, size)
         self.folder = folder
-        self.bucket = Bucket(minio.new_bucket(), minio.client())
-        self._minio = minio
         self.plugins: list[Plugin] = []
-
-    def start(self) -> SwarmSite:
-        """Boot, start drivers, then dockerds, and join them."""
-        self.open()
-        self.cable = Cable(self.hub, self._minio, BRIDGE_ADDRESS)
-        self.cable.connect()
-        for engine in self.engines:
-            plugin = Plugin(engine.node, f"s3://{self.bucket.name}", self.cable.endpoint)
-            plugin.configure()
-            plugin.start()
-            self.plugins.append(plugin)
-        self.form()
-        return self
-
-    def close(self) -> None:
-        """All of it, gone."""
-        with contextlib.suppress(AttributeError):
-            self.cable.cut()
-        super().close()
 
     def docker(self, *arguments: str) -> str:
         """`docker ARGUMENTS` at the manager."""
         return self.manager.docker(*arguments)
 
-    def crash_worker(self) -> None:
-        """SIGKILL of everything on node2; its network is gone as well."""
-        self.worker.node.crash()
-
-    def boot_worker(self) -> None:
-        """node2 comes back with its disks."""
-        self.boot(self.worker)
-        self.plugins[1].start()
-        self.worker.start()
-        self.await_ready()
-
     def await_ready(self) -> None:
-        """Wait until the manager sees both nodes."""
+        """Wait until the manager sees all nodes."""
 
         def ready() -> bool:
-            return [node["Status"]["State"] for node in self.ask(self.manager, "/nodes")] == ["ready", "ready"]
+            return {node["Status"]["State"] for node in self.ask(self.manager, "/nodes")} == {"ready"}
 
-        wait_for(ready, REMOVED_S, "both nodes to be ready")
+        wait_for(ready, REMOVED_S, "all nodes to be ready")
 
     def restart_engines(self) -> None:
-        """Stop and start both dockerds."""
+        """Stop and start all dockerds."""
         for engine in self.engines:
             engine.restart()
         self.await_ready()
@@ -121,6 +105,58 @@ class SwarmSite(Swarm):
             found |= set(self.engine_of(node).docker("logs", container).split())
         return {path.removeprefix("/data/") for path in found}
 
+    def on_host_disk(self) -> list[str]:
+        """What lies on any node's own disk below the volumes' mount points: has to be nothing."""
+        return [f"{engine.node.name}: {path}" for engine in self.engines for path in on_host_disk(engine.node)]
+
+    def tidy(self) -> None:
+        """After a test: no service, no container, nothing mounted."""
+        services = self.docker("service", "ls", "-q").split()
+        if services:
+            self.docker("service", "rm", *services)
+        for engine in self.engines:
+            self._remove_containers(engine)
+        self.await_idle()
+
+
+class SwarmSite(DrivenSwarm):
+    """Both nodes have the driver and its announcement. `tidy` after each test, `close` at the end."""
+
+    def __init__(self, folder: Path, minio: Minio) -> None:
+        super().__init__(folder)
+        self.bucket = Bucket(minio.new_bucket(), minio.client())
+        self._minio = minio
+
+    def start(self) -> SwarmSite:
+        """Boot, start drivers, then dockerds, and join them."""
+        self.open()
+        self.cable = Cable(self.hub, self._minio, BRIDGE_ADDRESS)
+        self.cable.connect()
+        for engine in self.engines:
+            plugin = Plugin(engine.node, f"s3://{self.bucket.name}", self.cable.endpoint)
+            plugin.configure()
+            plugin.start()
+            self.plugins.append(plugin)
+        self.form()
+        return self
+
+    def close(self) -> None:
+        """All of it, gone."""
+        with contextlib.suppress(AttributeError):
+            self.cable.cut()
+        super().close()
+
+    def crash_worker(self) -> None:
+        """SIGKILL of everything on node2; its network is gone as well."""
+        self.worker.node.crash()
+
+    def boot_worker(self) -> None:
+        """node2 comes back with its disks."""
+        self.boot(self.worker)
+        self.plugins[1].start()
+        self.worker.start()
+        self.await_ready()
+
     def objects(self, volume: str) -> dict[str, bytes]:
         """Content of the files of a volume in the bucket, by path."""
         keys = [key for key in self.bucket.all_keys(f"{volume}/") if not key.endswith("/") and "/.s3vol/" not in key]
@@ -133,17 +169,8 @@ class SwarmSite(Swarm):
         except self.bucket.client.exceptions.NoSuchKey:
             return None
 
-    def on_host_disk(self) -> list[str]:
-        """What lies on any node's own disk below the volumes' mount points: has to be nothing."""
-        return [f"{engine.node.name}: {path}" for engine in self.engines for path in on_host_disk(engine.node)]
-
     def tidy(self) -> None:
-        """After a test: both nodes run, no service, no container, nothing mounted."""
+        """As DrivenSwarm.tidy, with both nodes running."""
         if not self.worker.node.running:
             self.boot_worker()
-        services = self.docker("service", "ls", "-q").split()
-        if services:
-            self.docker("service", "rm", *services)
-        for engine in self.engines:
-            self._remove_containers(engine)
-        self.await_idle()
+        super().tidy()

@@ -7,7 +7,6 @@ update of the constraint, by `service update --force`, by a kill, by the crash o
 from __future__ import annotations
 
 import json
-import sys
 import threading
 from itertools import pairwise
 
@@ -16,14 +15,13 @@ import pytest
 from tests.docker.engine import Engine
 from tests.docker.images import BUSYBOX
 from tests.docker.site import fresh
-from tests.docker.swarmsite import SwarmSite
+from tests.docker.swarmsite import SERVICE, SwarmSite, fetch, mount
 from tests.support.minio import wait_for
 
 pytestmark = [pytest.mark.docker, pytest.mark.minio, pytest.mark.kernel]
 
 KILLS = 50
 REPLICAS = 5  # killed at a time
-SERVICE = ("service", "create", "-d", "--no-resolve-image", "--restart-delay", "100ms", "--stop-grace-period", "1s")
 # A program that keeps a counter and a log, each change made safe as a database does it: a new file, renamed.
 KEEPER = """
 while true; do
@@ -31,19 +29,6 @@ while true; do
   echo $i >> /data/log; sync /data/log; echo $i > /data/new; sync /data/new; mv /data/new /data/count; sleep 0.05
 done
 """
-
-
-def mount(volume: str, path: str) -> tuple[str, str]:
-    """The words of a service's mount."""
-    return "--mount", f"type=volume,src={volume},dst={path},volume-driver=s3vol"
-
-
-def fetch(engine: Engine, container: str, path: str) -> str:
-    """What the web server of a container answers, asked from its own machine."""
-    form = "{{.NetworkSettings.IPAddress}}"
-    address = engine.docker("inspect", "--format", form, container)
-    program = "import sys, urllib.request; print(end=urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())"
-    return engine.node.check(sys.executable, "-c", program, f"http://{address}/{path}")
 
 
 def count_of(swarm: SwarmSite, volume: str) -> int:

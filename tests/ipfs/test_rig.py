@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.ipfs import ApiError, Node, Swarm
 from tests.support.minio import wait_for
-from tests.support.netns import ip
+from tests.support.netns import Machine, ip
 
 pytestmark = pytest.mark.ipfs
 
@@ -69,7 +69,7 @@ def test_nothing_is_left_of_a_swarm_whose_test_failed() -> None:
 
     def fail(swarm: Swarm) -> None:
         pids.extend(daemon.pid for node in swarm.nodes for daemon in (node.kubo, node.cluster))
-        wires.extend(node.machine.wire for node in swarm.nodes if node.machine)
+        wires.extend(node.machine.wire for node in swarm.nodes if isinstance(node.machine, Machine))
         raise RuntimeError("a test fails")
 
     swarm = Swarm(1, apart=True)

@@ -31,14 +31,14 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from tests.support import ipfs_binaries
 from tests.support.minio import wait_for
-from tests.support.netns import Machine, cut
+from tests.support.netns import Host, Machine, cut
 
 T = TypeVar("T")
 
@@ -114,13 +114,11 @@ class Daemon:
 class Node:
     """A Kubo and its Cluster peer. `machine` is None beside the test process."""
 
-    def __init__(self, number: int, folder: Path, address: str, machine: Machine | None, *, open_rpc: bool) -> None:
+    def __init__(self, number: int, folder: Path, address: str, machine: Host | None, *, open_rpc: bool) -> None:
         self.number = number
         self.folder = folder
         self.address = address
         self.machine = machine
-        self.enter: list[str] = machine.enter if machine else []
-        """The beginning of a command that runs where this node is."""
         # On a machine of its own Kubo's RPC is on that machine's loopback, where nothing else reaches it.
         self.rpc_host = "127.0.0.1" if machine and not open_rpc else address
         self.peer_id = ""
@@ -143,6 +141,18 @@ class Node:
         bound_to_us = ["setpriv", "--pdeathsig", "KILL", "--"]
         command = [*self.enter, *bound_to_us, ipfs_binaries.ensure(program), "daemon"]
         return Daemon(command, self._environment, self.folder / log)
+
+    @property
+    def enter(self) -> list[str]:
+        """The beginning of a command that runs where this node is."""
+        return self.machine.enter if self.machine else []
+
+    def move(self, machine: Host) -> None:
+        """Be on another machine of the same address, with all that was written. Nothing runs meanwhile."""
+        assert machine.address == self.address
+        self.machine = machine
+        self.kubo = self._daemon(ipfs_binaries.KUBO, "kubo.log")
+        self.cluster = self._daemon(ipfs_binaries.CLUSTER, "cluster.log")
 
     @property
     def kubo_url(self) -> str:
@@ -321,15 +331,22 @@ class Swarm:
     """N nodes. `with Swarm(3) as swarm` starts them, waits until they know each other, and ends and removes all."""
 
     def __init__(
-        self, count: int, *, apart: bool = False, open_rpc: bool = False, disable_repinning: bool = True
+        self,
+        count: int,
+        *,
+        apart: bool = False,
+        open_rpc: bool = False,
+        disable_repinning: bool = True,
+        hosts: Sequence[Host] = (),
     ) -> None:
-        """`open_rpc`: nodes that are apart show Kubo's RPC to the test process, and to each other."""
+        """`open_rpc`: nodes that are apart show Kubo's RPC to the test process, and to each other. `hosts` are machines
+        that are there already, one for each node."""
         self.folder = Path(tempfile.mkdtemp(prefix="s3vol-ipfs-"))
         self._disable_repinning = disable_repinning
         subnet = next(_subnets)
         self.nodes: list[Node] = []
         for number in range(count):
-            machine = Machine() if apart else None
+            machine = hosts[number] if hosts else Machine() if apart else None
             address = machine.address if machine else f"127.0.{subnet}.{number + 1}"
             folder = self.folder / f"node{number}"
             folder.mkdir()
@@ -382,7 +399,7 @@ class Swarm:
 
     def _machine(self, number: int) -> Machine:
         machine = self.nodes[number].machine
-        assert machine is not None, "only nodes with machines of their own can be cut off"
+        assert isinstance(machine, Machine), "only nodes with machines of their own can be cut off"
         return machine
 
     def remove(self) -> None:

@@ -88,34 +88,28 @@ def _make_namespace() -> int:
     return _in_new_thread(make)
 
 
-class Machine:
-    """A host as far as the network goes: its own loopback, and `address` on a wire to the switch."""
+class Host:
+    """A network namespace in which others reach `address`: programs are started there, and work is done there."""
 
-    def __init__(self) -> None:
-        assert _isolated, "call isolate() first: wires are never made in the machine's own namespace"
-        number = next(_numbers)
-        self.address = f"10.0.{number // 250}.{number % 250 + 1}"
-        self.wire = f"wire{number}"
-        self._fd = _make_namespace()
-        switch = "10.255.255.254"
-        ip("link", "add", self.wire, "type", "veth", "peer", "name", "eth0", "netns", self._place)
-        ip("addr", "add", f"{switch}/32", "dev", self.wire)
-        ip("link", "set", self.wire, "up")
-        ip("link", "set", "lo", "up", enter=self.enter)
-        ip("addr", "add", f"{self.address}/32", "dev", "eth0", enter=self.enter)
-        ip("link", "set", "eth0", "up", enter=self.enter)
-        ip("route", "add", switch, "dev", "eth0", enter=self.enter)
-        ip("route", "add", "default", "via", switch, enter=self.enter)
-        ip("route", "add", self.address, "dev", self.wire)
+    def __init__(self, namespace: int, address: str) -> None:
+        """Takes the file descriptor of a namespace; see also `of_process`."""
+        self._fd = namespace
+        self.address = address
+
+    @classmethod
+    def of_process(cls, pid: int, address: str) -> Host:
+        """The namespace that a process is in, for as long as this object is not closed."""
+        return cls(os.open(f"/proc/{pid}/ns/net", os.O_RDONLY), address)
 
     @property
-    def _place(self) -> str:
+    def place(self) -> str:
+        """A path of the namespace."""
         return f"/proc/{os.getpid()}/fd/{self._fd}"
 
     @property
     def enter(self) -> list[str]:
         """The beginning of a command that runs on this machine. The command keeps the process id."""
-        return ["nsenter", f"--net={self._place}", "--"]
+        return ["nsenter", f"--net={self.place}", "--"]
 
     def call(self, work: Callable[[], T]) -> T:
         """Run `work` in a thread of this machine: the sockets that it makes are there."""
@@ -127,10 +121,36 @@ class Machine:
         return _in_new_thread(enter_and_work)
 
     def close(self) -> None:
+        """Let the namespace go, with its wires, if its processes have ended. Again: nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+
+class Machine(Host):
+    """A host of our own: its own loopback, and `address` on a wire to the switch."""
+
+    def __init__(self) -> None:
+        assert _isolated, "call isolate() first: wires are never made in the machine's own namespace"
+        number = next(_numbers)
+        super().__init__(_make_namespace(), f"10.0.{number // 250}.{number % 250 + 1}")
+        self.wire = f"wire{number}"
+        switch = "10.255.255.254"
+        ip("link", "add", self.wire, "type", "veth", "peer", "name", "eth0", "netns", self.place)
+        ip("addr", "add", f"{switch}/32", "dev", self.wire)
+        ip("link", "set", self.wire, "up")
+        ip("link", "set", "lo", "up", enter=self.enter)
+        ip("addr", "add", f"{self.address}/32", "dev", "eth0", enter=self.enter)
+        ip("link", "set", "eth0", "up", enter=self.enter)
+        ip("route", "add", switch, "dev", "eth0", enter=self.enter)
+        ip("route", "add", "default", "via", switch, enter=self.enter)
+        ip("route", "add", self.address, "dev", self.wire)
+
+    def close(self) -> None:
         """Take the wire away and let the namespace go; its processes must have ended."""
         with contextlib.suppress(AssertionError):
             ip("link", "del", self.wire)
-        os.close(self._fd)
+        super().close()
 
 
 def _walls(groups: Sequence[Sequence[Machine]]) -> Iterable[tuple[str, str]]:
