@@ -48,15 +48,25 @@ def settings_text(choice: Choice) -> str:
     def line(name: str, value: str, meant: str) -> str:
         return f"{name} = {json.dumps(value)}" if value else f"# {name} = {json.dumps(meant)}"
 
+    in_ipfs = choice.source.startswith("ipfs:")
+    servers = [
+        line("kubo", "", "http://127.0.0.1:5001"),
+        line("cluster", "", "http://10.0.0.1:9094"),
+        line("cluster-url", "", "http://10.0.0.1:9094") + "  # the same peer, as the other nodes reach it",
+    ]
+    if not in_ipfs:
+        servers = [line("endpoint", choice.endpoint, "https://minio.example:9000")]
+    otherwise = "no login for Cluster's REST" if in_ipfs else "the machine's own AWS configuration or role"
     return "\n".join(
         [
-            "# Settings of the s3vol volume driver on this node (docs/docker.md). Apart from `node` they are the same",
-            "# on all nodes. After a change: systemctl restart s3vol-plugin (mounted volumes stay mounted).",
+            "# Settings of the s3vol volume driver on this node (docs/docker.md). Apart from `node`, and addresses of",
+            "# this machine, they are the same on all nodes.",
+            "# After a change: systemctl restart s3vol-plugin (mounted volumes stay mounted).",
             "",
             "# Where the registry of volumes is, and below it the volumes that are created without a bucket.",
             f"source = {json.dumps(choice.source)}",
             "",
-            "# A file in /etc/s3vol/credentials.d; without it, the machine's own AWS configuration or role.",
+            f"# A file in /etc/s3vol/credentials.d; without it, {otherwise}.",
             line("credentials", choice.credentials, "default"),
             "",
             "# Name of this machine in the registry; without it, the host name.",
@@ -64,7 +74,7 @@ def settings_text(choice: Choice) -> str:
             "",
             "# What every volume's own options are laid over: docs/options.md has them all.",
             "[defaults]",
-            line("endpoint", choice.endpoint, "https://minio.example:9000"),
+            *servers,
             '# cache-size = "10G"',
             "",
         ]

@@ -34,11 +34,13 @@ def choose(args: argparse.Namespace, root: Path) -> installation.Choice | None:
     if not source:
         raise UsageError(
             "there are no settings yet: say where the registry of volumes is with --registry s3://BUCKET"
-            " (and --endpoint URL for a server that is not AWS)"
+            " (and --endpoint URL for a server that is not AWS), or ipfs://NAME"
         )
     found = parse_source(source)
     if found.kind == "memory":
         raise UsageError("--registry memory: forgets everything when the daemon ends; use a bucket")
+    if found.kind == "ipfs" and args.endpoint:
+        raise UsageError(f"--endpoint {args.endpoint}: {found.url} is on daemons of IPFS; leave it out")
     return installation.Choice(found.url, args.endpoint or "", args.credentials or "")
 
 

@@ -13,8 +13,8 @@ _HEAD = """\
 
 What `docker volume create -d s3vol -o KEY=VALUE`, `driver_opts` in a compose file and `s3vol volume create -o` take.
 Hyphens and underscores are the same, a switch is `yes`, `no`, `true`, `false`, `1`, `0` or a bare word, and values in
-YAML stand in quotes. A key that does not exist is an error, not a warning. Without any option a volume is in the
-registry's bucket, under its own name.
+YAML stand in quotes. A key that does not exist is an error, not a warning. Without any option a volume is where the
+registry is, under its own name: in its bucket, or in IPFS.
 
 This page is written by `s3vol volume options --markdown`.
 

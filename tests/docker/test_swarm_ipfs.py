@@ -95,6 +95,17 @@ def test_a_volume_made_on_one_node_is_found_by_name_on_all_and_its_removal_too(s
     assert "s3vol volume undelete" in two.refused("volume", "create", "-d", "s3vol", "-o", "uid=33", volume)
     assert swarm.plugins[1].cli("volume", "undelete", volume).returncode == 0
     assert three.docker("run", "--rm", "-v", f"{volume}:/d", BUSYBOX, "cat", "/d/made") == "here"
+    swarm.await_idle()
+    assert collected(swarm, 2, volume)
+
+
+def collected(swarm: IpfsSwarmSite, number: int, volume: str) -> str:
+    """What `s3vol gc` says of a volume on a node, typed as docs/docker.md says."""
+    cache = f"/var/cache/s3vol/volumes/{swarm.plugins[number].status(volume)['uuid']}"
+    reach = f"cluster={swarm.ipfs.nodes[number].cluster_url},cluster-login=/etc/s3vol/credentials.d/test"
+    done = swarm.plugins[number].cli("gc", "--cache-dir", cache, "-o", reach, f"ipfs://{volume}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_a_killed_mount_is_healed_in_its_container_and_a_killed_daemon_goes_on(swarm: IpfsSwarmSite) -> None:

@@ -130,10 +130,14 @@ def test_a_directory_that_may_not_be_written_is_one_line(program: Path, capsys: 
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_the_first_settings_file_says_every_setting_as_toml() -> None:
-    text = installation.settings_text(installation.Choice("s3://volumes"))
+@pytest.mark.parametrize("source", ["s3://volumes", "ipfs://volumes"])
+def test_the_first_settings_file_says_every_setting_as_toml(source: str) -> None:
+    text = installation.settings_text(installation.Choice(source))
     uncommented = re.sub(r'^# (?=[a-z-]+ = ")', "", text, flags=re.MULTILINE)
-    assert set(tomllib.loads(uncommented)) == {"source", "credentials", "node", "defaults"}
+    found = tomllib.loads(uncommented)
+    assert set(found) == {"source", "credentials", "node", "defaults"}
+    servers = {"endpoint"} if source.startswith("s3:") else {"kubo", "cluster", "cluster-url"}
+    assert set(found["defaults"]) == {*servers, "cache-size"}
 
 
 def test_the_units_are_in_the_package() -> None:
