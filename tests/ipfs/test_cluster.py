@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from s3vol.errors import Denied, Rejected, Unavailable
+from s3vol.store.ipfs.acquaintance import Acquaintance
 from s3vol.store.ipfs.base import Block, PinOptions
 from s3vol.store.ipfs.cid import text
 from s3vol.store.ipfs.cluster import PACE_S, ClusterPeer
@@ -58,6 +59,16 @@ async def test_all_peers_know_each_other(peers: list[ClusterPeer], swarm: Swarm)
         assert {(peer.id, peer.kubo_id, peer.error) for peer in known} == {
             (node.peer_id, node.kubo_id, "") for node in swarm.nodes
         }
+
+
+async def test_the_login_is_shown_to_all_peers_and_to_nobody_else(peers: list[ClusterPeer], swarm: Swarm) -> None:
+    others = Acquaintance(peers[0], partial(ClusterPeer, login=LOGIN), has_login=True)
+    for node in swarm.nodes[1:]:
+        client = await others.meet(node.cluster_url)
+        assert client is not None
+        assert (await client.identity(timeout_s=WAIT_S)).id == node.peer_id
+        await client.aclose()
+    assert await others.meet(f"http://127.0.254.254:{free_port()}") is None
 
 
 async def test_a_register_is_seen_by_all_and_never_goes_backwards(peers: list[ClusterPeer], swarm: Swarm) -> None:

@@ -31,7 +31,7 @@ LOGIN = (USER, PASSWORD)
 WAIT_S = 60.0
 
 
-def connect(url: str) -> Cluster:
+async def connect(url: str) -> Cluster:
     """Another node's peer."""
     return ClusterPeer(url, login=LOGIN)
 

@@ -20,7 +20,7 @@ no earlier than every other node must have scanned (`seen_s`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import trio
@@ -40,8 +40,8 @@ PEER_TIMEOUT_S = 2.0  # a register is read in 1 ms on a LAN
 _SILENT_S = 15.0
 _UNREADABLE = -1  # below every sequence that a writer posts
 
-Connect = Callable[[str], Cluster]
-"""Makes a client for another writer's Cluster peer, by its URL."""
+Connect = Callable[[str], Awaitable[Cluster | None]]
+"""Makes a client for another writer's peer, by its URL; None when that one is not to be asked. Raises nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,11 +178,13 @@ class Heads:
             return False
         if trio.current_time() < self._silent_until_s.get(url, 0.0):
             return False
-        if url not in self._clients:
-            self._clients[url] = self._connect(url)
+        client = await self._client(url)
+        if client is None:
+            self._silent_until_s[url] = trio.current_time() + _SILENT_S
+            return False
         cid = register_block(self._volume, head.writer).cid
         try:
-            pin = await self._clients[url].record(cid, timeout_s=PEER_TIMEOUT_S)
+            pin = await client.record(cid, timeout_s=PEER_TIMEOUT_S)
         except S3volError:  # the way out is the local peer; `doctor` names those that cannot be reached
             self._silent_until_s[url] = trio.current_time() + _SILENT_S
             return False
@@ -190,6 +192,18 @@ class Heads:
         if found is not None:
             self._note(found)
         return found is not None
+
+    async def _client(self, url: str) -> Cluster | None:
+        """One for each URL, although several writers may name the same."""
+        if self._connect is None or url in self._clients:
+            return self._clients.get(url)
+        made = await self._connect(url)
+        if made is None:
+            return None
+        kept = self._clients.setdefault(url, made)
+        if kept is not made:
+            await made.aclose()
+        return kept
 
     def _note(self, head: Head) -> None:
         """Registers only rise: what is lower comes from somebody who does not know better."""

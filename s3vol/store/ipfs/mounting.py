@@ -11,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import stat
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from s3vol.errors import Unavailable, UsageError
 from s3vol.store.base import Store
+from s3vol.store.ipfs.acquaintance import Acquaintance
 from s3vol.store.ipfs.base import EVERYWHERE, Blocks, Cluster
 from s3vol.store.ipfs.cluster import ClusterPeer
 from s3vol.store.ipfs.collect import EVERY_S, Collector
@@ -56,11 +58,9 @@ def read_login(file: Path | None) -> tuple[str, str] | None:
 def clients(settings: IpfsSettings) -> tuple[Blocks, Cluster, Connect | None]:
     """Clients of this node's daemons, and with heads=peers a maker of those for other nodes' peers."""
     login = read_login(settings.login_file)
-
-    def connect(url: str) -> Cluster:
-        return ClusterPeer(url, login=login)
-
-    return Kubo(settings.kubo), connect(settings.cluster), connect if settings.ask_writers else None
+    cluster = ClusterPeer(settings.cluster, login=login)
+    others = Acquaintance(cluster, partial(ClusterPeer, login=login), has_login=login is not None)
+    return Kubo(settings.kubo), cluster, others.meet if settings.ask_writers else None
 
 
 async def check(settings: IpfsSettings) -> None:

@@ -66,7 +66,7 @@ class Swarm:
         settings = VolumeSettings(NAME, self._tmp_path / node.name, node=node.name, url=node.name, scan_s=0, **values)
         return await open_volume(blocks, cluster, settings, connect=self._connect if peers else None, health=Health())
 
-    def _connect(self, url: str) -> Cluster:
+    async def _connect(self, url: str) -> Cluster:
         return MemoryCluster(self.network, next(node for node in self.network.nodes if node.name == url))
 
     @asynccontextmanager
