@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from s3vol import __version__
-from s3vol.config import OPTIONS, SHORTS
+from s3vol.config import ALIASES, OPTIONS, SHORTS
 from s3vol.errors import S3volError, UsageError
 from s3vol.layers import unknown
 
@@ -39,6 +39,7 @@ _COMMANDS = (
 )
 _FLAGS = (
     *OPTIONS,
+    *ALIASES,
     *(short.name for short in SHORTS),
     "config",
     "foreground",
@@ -226,7 +227,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         if row.is_flag:
             _add_switch(add, row.name, help)
         else:
-            add(f"--{row.name}", dest=_dest(row.name), metavar=row.metavar, help=help)
+            flags = [f"--{name}" for name in (row.name, row.alias) if name]
+            add(*flags, dest=_dest(row.name), metavar=row.metavar, help=help)
     shorts = parser.add_argument_group("Short forms")
     for short in SHORTS:
         if short.no is not None:

@@ -25,6 +25,7 @@ _METAVARS: Mapping[Callable[[str], Any], str] = {
     units.parse_size: "SIZE",
     units.parse_duration: "TIME",
     units.parse_count: "N",
+    units.parse_replicas: "N",
     units.parse_mask: "OCTAL",
     units.parse_user: "USER",
     units.parse_group: "GROUP",
@@ -44,6 +45,7 @@ class Option:
     group: str
     help: str
     shown: str  # the default, as text for people
+    alias: str = ""  # a second name, which is understood wherever the first is
 
     @property
     def is_flag(self) -> bool:
@@ -66,8 +68,8 @@ def variable(name: str) -> str:
     return VARIABLE_PREFIX + name.upper().replace("-", "_")
 
 
-def _about(parse: Callable[[str], Any], group: str, help: str, shown: str = "") -> Mapping[str, Any]:
-    return {"parse": parse, "group": group, "help": help, "shown": shown}
+def _about(parse: Callable[[str], Any], group: str, help: str, shown: str = "", alias: str = "") -> Mapping[str, Any]:
+    return {"parse": parse, "group": group, "help": help, "shown": shown, "alias": alias}
 
 
 def _host() -> str:
@@ -329,7 +331,10 @@ class MountOptions:
     replicas: int = field(
         default=1,
         metadata=_about(
-            units.parse_count, "IPFS", "On how many nodes data is before `remote` close() and fsync() return."
+            units.parse_replicas,
+            "IPFS",
+            "On how many nodes data is before `remote` close() and fsync() return. `sync=replicas:N` is the same.",
+            alias="sync",
         ),
     )
     copies: int | None = field(
@@ -424,7 +429,10 @@ def _row(item: dataclasses.Field[Any]) -> Option:
         group=item.metadata["group"],
         help=item.metadata["help"],
         shown=shown,
+        alias=item.metadata["alias"],
     )
 
 
 OPTIONS: Mapping[str, Option] = {row.name: row for row in map(_row, dataclasses.fields(MountOptions))}
+ALIASES: Mapping[str, str] = {row.alias: row.name for row in OPTIONS.values() if row.alias}
+"""Options by their second name."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from s3vol import units
-from s3vol.config import OPTIONS, SHORTS, VARIABLE_PREFIX, MountOptions, variable
+from s3vol.config import ALIASES, OPTIONS, SHORTS, VARIABLE_PREFIX, MountOptions, variable
 from s3vol.errors import UsageError
 
 _OTHER_VARIABLES = frozenset({"S3VOL_CONFIG", "S3VOL_RUNTIME_DIR", "S3VOL_FAILPOINT"})
@@ -31,7 +31,7 @@ PLUGIN_PREFIX = f"{VARIABLE_PREFIX}PLUGIN_"
 
 _SURELY_MEANT = 0.8  # difflib ratio from which an unknown variable is taken for a misspelt option (one letter in five)
 _SHORTS = {short.name: short for short in SHORTS}
-_VARIABLES = {variable(name): name for name in (*OPTIONS, "write-back", "read-only")}
+_VARIABLES = {variable(name): name for name in (*OPTIONS, *ALIASES, "write-back", "read-only")}
 
 MOUNT_WORDS = frozenset(
     # What mount(8), fstab(5) and systemd.mount(5) put into an option list for themselves, not for the file system.
@@ -44,7 +44,7 @@ MOUNT_WORDS = frozenset(
 _MOUNT_PREFIXES = ("x-", "X-", "comment=", "uhelper=", "helper=", "subtype=")
 
 
-def unknown(name: str, place: str, names: Iterable[str] = (*OPTIONS, *_SHORTS)) -> UsageError:
+def unknown(name: str, place: str, names: Iterable[str] = (*OPTIONS, *ALIASES, *_SHORTS)) -> UsageError:
     """The error for an option that does not exist; names the nearest one."""
     found = difflib.get_close_matches(name.replace("_", "-").lower(), list(names), n=1)
     return UsageError(f"{place}: unknown option{f'; did you mean {found[0]}?' if found else ''}")
@@ -71,6 +71,7 @@ def _values(layer: Layer) -> dict[str, Any]:
     found: dict[str, tuple[Any, str]] = {}
     for given, raw in layer.values.items():
         name, text, place = given.replace("_", "-").lower(), raw, layer.place(given)
+        name = ALIASES.get(name, name)
         if short := _SHORTS.get(name):
             value = short.yes if _parse(units.parse_flag, raw, place) else short.no
             if value is None:
@@ -104,7 +105,7 @@ def parse_list(text: str, *, ignore: frozenset[str] = frozenset()) -> dict[str, 
         if not word or word in MOUNT_WORDS | ignore or word.startswith(_MOUNT_PREFIXES):
             continue
         name, separator, value = word.partition("=")
-        row = OPTIONS.get(name.replace("_", "-"))
+        row = OPTIONS.get(ALIASES.get(name, name.replace("_", "-")))
         if not separator and row is not None and not row.is_flag:
             raise UsageError(f"-o {name}: needs a value; write {name}={row.metavar}")
         values[name] = value if separator else "yes"

@@ -53,6 +53,14 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
+def parse_replicas(text: str) -> int:
+    """A positive whole number, also as `replicas:N`."""
+    try:
+        return parse_count(text.strip().removeprefix("replicas:"))
+    except ValueError:
+        raise ValueError("not a positive number; write for example 2, or replicas:2") from None
+
+
 def parse_mask(text: str) -> int:
     """Permission bits in octal."""
     if not re.fullmatch(r"(0o|0)?[0-7]{1,4}", text.strip()):

@@ -9,12 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from s3vol import units
+from s3vol import config, units
 from s3vol.config import OPTIONS, SHORTS, Option
 
 GROUP = "Volume"
 
-ALIASES: Mapping[str, str] = {"path": "prefix", "subdir": "prefix", "url": "endpoint", "flush-interval": "dirty-age"}
+ALIASES: Mapping[str, str] = {
+    **config.ALIASES,
+    "path": "prefix",
+    "subdir": "prefix",
+    "url": "endpoint",
+    "flush-interval": "dirty-age",
+}
 
 
 def parse_prefix(text: str) -> str:

@@ -203,7 +203,7 @@ def _parsed(row: Option, text: str, given: str) -> Any:
         raise UsageError(f"option {given}: {text!r}: must be an absolute path, the same on all nodes")
     if text.strip().endswith("\\") or not text.strip().isprintable():
         raise UsageError(f"option {given}: must not end in a backslash or hold control characters")
-    return str(value) if row.name in ("uid", "gid", *_SERVERS) else text.strip()
+    return str(value) if row.name in ("uid", "gid", "replicas", *_SERVERS) else text.strip()
 
 
 def _checked(parse: Callable[[str], Any], text: str, given: str) -> Any:
@@ -368,7 +368,7 @@ def _set_default(key: str, text: str, place: str, defaults: dict[str, str]) -> N
     value = _at(place, table.NODE_ROWS[name].parse, text)
     if name == "allow-other":
         return
-    defaults[name] = str(value) if name in ("uid", "gid", "cluster-url", *_SERVERS) else text.strip()
+    defaults[name] = str(value) if name in ("uid", "gid", "replicas", "cluster-url", *_SERVERS) else text.strip()
 
 
 def _at(place: str, parse: Callable[[str], Any], text: str) -> Any:

@@ -24,7 +24,7 @@ _ROWS = """
 
 These mean what they mean to `s3vol mount` ([options.md](options.md)); what is not set comes from `[defaults]` on each
 node. The short forms (`ro`, `read-only`, `write-back`, `noexec`) are there as well, `path` and `subdir` for `prefix`,
-`url` for `endpoint`, `flush-interval` for `dirty-age`.
+`url` for `endpoint`, `flush-interval` for `dirty-age`, `sync` for `replicas` (`sync=replicas:2`).
 
 """
 _SETTINGS = """

@@ -80,6 +80,12 @@ def test_options_say_which_daemons_it_is_on_and_how_it_is_kept(node: Settings) -
     assert (found.cluster, found.kubo, found.replicas, found.ask_writers) == (OTHER, given["kubo"], 2, False)
 
 
+def test_replicas_may_be_said_as_what_a_sync_waits_for(node: Settings) -> None:
+    assert made(node, {"sync": "replicas:2"}).options == made(node, {"replicas": "2"}).options == {"replicas": "2"}
+    assert "contradicts" in refused(node, {"sync": "replicas:2", "replicas": "3"})
+    assert "not a positive number; write for example 2, or replicas:2" in refused(node, {"sync": "all"})
+
+
 def test_daemons_that_are_the_node_s_own_are_not_recorded(node: Settings) -> None:
     given = {"cluster": "http://10.0.0.1:9094/", "kubo": OPTIONS["kubo"].shown}
     assert made(node, {"backend": "ipfs", **given}).options == {}

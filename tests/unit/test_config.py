@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3vol import units
+from s3vol.cli import parse
 from s3vol.config import OPTIONS, SHORTS, MountOptions
 from s3vol.errors import UsageError
 from s3vol.layers import (
@@ -78,6 +79,18 @@ def test_a_short_form_on_the_command_line_beats_the_long_one_in_a_file(tmp_path:
 def test_a_short_form_and_its_opposite_in_one_place_contradict() -> None:
     assert complaint(flags(write_back="yes", close="remote")) == "--close: contradicts --write-back"
     assert resolve([flags(write_back="yes", close="local")]).close == "local"
+
+
+def test_a_second_name_is_understood_in_every_place(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('[default]\nsync = "replicas:4"\n')
+    places = [flags(sync="replicas:1"), from_list("sync=replicas:2"), *environment_layers({"S3VOL_SYNC": "replicas:3"})]
+    places += file_layers(file, [], required=True)
+    assert [resolve(places[at:]).replicas for at in range(len(places))] == [1, 2, 3, 4]
+    assert resolve([from_list("replicas=2,sync=replicas:2")]).replicas == 2
+    assert complaint(from_list("replicas=3,sync=replicas:2")) == "-o sync: contradicts -o replicas"
+    assert "write for example 2, or replicas:2" in complaint(from_list("sync=all"))
+    assert parse(["mount", "--sync", "replicas:2", "ipfs://docs", "/mnt"]).given == {"replicas": "replicas:2"}
 
 
 def test_hyphens_and_underscores_are_the_same_in_every_place(tmp_path: Path) -> None:
