@@ -110,7 +110,10 @@ def parse_label(text: str) -> str:
 
 def parse_path(text: str) -> Path:
     """A path, made absolute here: the mount process works in `/`."""
-    return Path(parse_text(text)).expanduser().absolute()
+    try:
+        return Path(parse_text(text)).expanduser().absolute()
+    except RuntimeError:  # `~NAME` of nobody
+        raise ValueError("no such user's home on this machine") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from s3vol import units
@@ -224,6 +224,7 @@ def outcome(work: Callable[[], object], *kinds: type[Exception]) -> str | None:
 
 
 @given(st.text())
+@example("~nobody-of-this-name/x")
 def test_no_text_makes_a_parser_fail_in_another_way_than_it_promises(text: str) -> None:
     for row in OPTIONS.values():
         assert outcome(partial(row.parse, text), ValueError) != ""
