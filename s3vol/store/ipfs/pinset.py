@@ -28,7 +28,7 @@ import trio
 
 from s3vol.errors import NotFound, PreconditionFailed, Rejected
 from s3vol.store import rules
-from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Change, Condition, Page, Part, Upload
+from s3vol.store.base import ANY, FILE_TYPE, Buffer, Capabilities, Change, Condition, Page, Part, Unpublished, Upload
 from s3vol.store.ipfs.base import Block, Blocks, Cluster, Pin, PinOptions
 from s3vol.store.ipfs.cid import node_cid
 from s3vol.store.ipfs.entry import encode
@@ -242,6 +242,11 @@ class PinsetStore:
         """None."""
         await trio.lowlevel.checkpoint()
         return ()
+
+    @property
+    def unpublished(self) -> Unpublished:
+        """See Store.unpublished. Nothing: a change that returned is there."""
+        return Unpublished()
 
     async def sync(self) -> None:
         """What was written is in this peer's database when `put` returns."""
