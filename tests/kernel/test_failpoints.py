@@ -133,7 +133,8 @@ def test_a_kill_at_this_point_loses_nothing_that_was_acknowledged(
     bucket: Bucket, mount: MountFactory, minio: Minio, point: Point
 ) -> None:
     armed = f"{point.value}:{NTH.get(point, 1)}"
-    first = mount("a", "--fsync", "local", "--close", "local", *SMALL_CACHE, S3VOL_FAILPOINT=armed)
+    local = ("--fsync", "local", "--close", "local", "--publish-delay", "0")  # what is renamed is in the bucket by then
+    first = mount("a", *local, *SMALL_CACHE, S3VOL_FAILPOINT=armed)
     ledger = Ledger(first.path)
     with contextlib.suppress(OSError, Failed):  # ENOTCONN, ECONNABORTED: the process has died under the workload
         _work(first.path, ledger)
