@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from s3vol.cache.base import State
+from s3vol.cache.saver import CARRY_BYTES
 from s3vol.errors import Conflict, Unavailable, UsageError
 from s3vol.types import MIB
 from tests.cache.rig import META, VOLUME, Rig, content_of
@@ -154,7 +155,7 @@ async def test_a_damaged_record_is_quarantined_with_its_bytes_and_the_others_are
 async def test_a_lost_data_file_is_quarantined(rig: Rig) -> None:
     async with rig.cache(serve=False) as cache:
         content = cache.create("f", META)
-        await cache.write(content, 0, b"data")
+        await cache.write(content, 0, b"data" * CARRY_BYTES)
         await cache.sync(content)
     (rig.directory / "data" / f"{content.id:x}").unlink()
     async with rig.cache(serve=False) as cache:
@@ -410,7 +411,7 @@ async def test_content_numbers_are_never_used_twice(rig: Rig) -> None:
 async def test_a_failed_fdatasync_is_not_forgotten(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     async with rig.cache(serve=False) as cache:
         content = cache.create("f", META)
-        await cache.write(content, 0, b"data")
+        await cache.write(content, 0, b"data" * CARRY_BYTES)
 
         def broken(fd: int) -> None:
             raise OSError(5, "Input/output error")
