@@ -210,9 +210,10 @@ class ContentCache(Protocol):
         """
         ...
 
-    async def discard(self, content: Content) -> None:
+    async def discard(self, content: Content, *, durable: bool = True) -> None:
         """The name is going to be deleted: never publish, abort uploads, forget in the journal. Readers with a
-        reference read on.
+        reference read on. Without `durable` a content that was never published may come back after a power failure
+        (not after SIGKILL), as an unlinked file may anywhere until its directory is fsync'ed.
 
         To be called before the DELETE: returns when no request of ours can make the object appear any more. A publish
         that is at work is stopped between two requests, or waited for. If this raises, nothing was discarded.

@@ -268,10 +268,12 @@ class ChunkCache:
             finally:
                 parts.registry.refresh(own)
 
-    async def _commit(self, statements: list[records.Statement]) -> None:
-        """Durably, and not to be cancelled: memory and journal must go on to say the same."""
+    async def _commit(self, statements: list[records.Statement], *, durable: bool = True) -> None:
+        """Not to be cancelled: memory and journal must go on to say the same."""
         with trio.CancelScope(shield=True):
-            await self.parts.journal.commit(statements, durable=True)
+            await self.parts.journal.commit(statements, durable=durable)
+        if not durable:
+            self.parts.saver.note_lazy()
 
     def rekey(self, content: Content, info: ObjectInfo) -> None:
         """See `ContentCache.rekey`."""
@@ -285,7 +287,7 @@ class ChunkCache:
         self.parts.registry.refresh(own)
         self.parts.saver.record_publish(own)
 
-    async def discard(self, content: Content) -> None:
+    async def discard(self, content: Content, *, durable: bool = True) -> None:
         """See `ContentCache.discard`."""
         own = _own(content)
         parts = self.parts
@@ -296,7 +298,8 @@ class ChunkCache:
             async with own.publish_lock, own.sync_lock:
                 await parts.sender.drop_stream(own)
                 if own.journal_state is State.DIRTY:
-                    await self._commit(records.drop_content(own.id))
+                    known = own.base is not None or bool(own.attempts) or own.unresolved
+                    await self._commit(records.drop_content(own.id), durable=durable or known)
         except BaseException:
             own.state = before
             if before is State.DIRTY and own.generation == own.published_generation:

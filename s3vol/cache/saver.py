@@ -51,7 +51,7 @@ class Saver:
         self._journal = journal
         self._ledger = ledger
         self._carried_bytes = 0
-        self.lazy_since_s: float | None = None  # since when a record of a publish waits for the next FULL commit
+        self.lazy_since_s: float | None = None  # since when a record waits for the next FULL commit
 
     async def sync(self, content: CachedContent) -> None:
         """Return when all that was written before the call survives a power failure. Raises NoSpace, PosixError."""
@@ -165,9 +165,13 @@ class Saver:
         """Hand the record of a publish to the journal. Lazy: replay recognises the object by its nonce. No await."""
         if content.journal_state is not None:
             self._journal.enqueue(self.record_change(content))
-            if self.lazy_since_s is None:
-                self.lazy_since_s = trio.current_time()
-                self._ledger.wake()
+            self.note_lazy()
+
+    def note_lazy(self) -> None:
+        """The journal was told something that only its next durable commit brings to the disk. No await."""
+        if self.lazy_since_s is None:
+            self.lazy_since_s = trio.current_time()
+            self._ledger.wake()
 
     def record_gone(self, content: CachedContent) -> list[records.Statement]:
         """Statements that forget a content."""

@@ -76,7 +76,7 @@ class Removal:
         inode = mount.inodes.at(path)
         mount.learned.changed(path)
         if found.content is not None:
-            await mount.cache.discard(found.content)
+            await mount.cache.discard(found.content, durable=False)
             published = published or found.content.base is not None  # a publish in flight has succeeded
         if published:
             await self.ensure_marker(directory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from s3vol.cache.base import State
 from s3vol.cache.chunkcache import ChunkCache
 from s3vol.cache.content import CachedContent
 from s3vol.cache.disk import DataFiles
+from s3vol.cache.journal import Journal
+from s3vol.cache.records import Statement
 from s3vol.cache.saver import CARRY_BYTES
+from s3vol.errors import Unavailable
 from tests.cache.rig import META, Rig, content_of
 
 
@@ -228,3 +232,42 @@ async def _step(
             await cache.write(content, start, data)
             model.extend(bytes(max(0, start - len(model))))
             model[start : start + len(data)] = data
+
+
+@pytest.fixture
+def commits(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each commit that somebody waits for, whether it is durable."""
+    commit, found = Journal.commit, list[bool]()
+
+    async def watched(journal: Journal, statements: Sequence[Statement], *, durable: bool) -> None:
+        found.append(durable)
+        await commit(journal, statements, durable=durable)
+
+    monkeypatch.setattr(Journal, "commit", watched)
+    return found
+
+
+async def test_a_file_that_was_never_published_is_forgotten_without_a_flush(
+    rig: Rig, tmp_path: Path, commits: list[bool]
+) -> None:
+    async with rig.cache(serve=False) as cache:
+        content = cache.create("f", META)
+        await cache.write(content, 0, b"data")
+        await cache.sync(content)
+        await cache.discard(content, durable=False)
+        assert commits == [True, False]
+        twin = rig.crashed(tmp_path / "killed")
+    async with twin.cache(serve=False) as cache:
+        assert cache.dirty("f") is None, "SIGKILL does not bring it back"
+
+
+async def test_a_file_that_may_be_in_the_bucket_is_forgotten_durably(rig: Rig, commits: list[bool]) -> None:
+    async with rig.cache(serve=False) as cache:
+        content = cache.create("f", META)
+        await cache.write(content, 0, b"data")
+        await cache.sync(content)
+        rig.faults.apply_then_fail("put")
+        with pytest.raises(Unavailable):
+            await cache.publish(content)
+        await cache.discard(content, durable=False)
+        assert commits == [True, True]

@@ -227,7 +227,7 @@ class MemoryCache:
             content.metadata = {name: value for name, value in info.metadata.items() if name != NONCE}
         self._clean[info.key, info.version] = content
 
-    async def discard(self, content: Content) -> None:
+    async def discard(self, content: Content, *, durable: bool = True) -> None:
         content = _own(content)
         async with content.publishing:
             self._discard(content)
