@@ -99,6 +99,11 @@ class Learned:
             self._absent.clear()
         self._absent[path] = ask.at_s
 
+    def is_absent(self, path: str) -> bool:
+        """What `take_absent` would answer; the question does not count."""
+        at_s = self._absent.get(path)
+        return at_s is not None and self.fresh(at_s)
+
     def take_absent(self, path: str) -> bool:
         """True once after a lookup that found nothing at `path`, and began less than `ttl_s` ago."""
         at_s = self._absent.pop(path, None)

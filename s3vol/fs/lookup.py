@@ -238,6 +238,10 @@ class Finder:
             mount.learned.put_absent(path, ask)
         return None
 
+    def seems_free(self, path: str) -> bool:
+        """What `is_free` would answer; the question does not count. No await."""
+        return self._mount.cache.dirty(path) is None and self._mount.learned.is_absent(path)
+
     def is_free(self, path: str) -> bool:
         """True when the lookup that the kernel has just sent found nothing at `path`; it counts once. No await."""
         return self._mount.cache.dirty(path) is None and self._mount.learned.take_absent(path)

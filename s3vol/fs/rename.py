@@ -137,7 +137,7 @@ class Rename:
     ) -> tuple[Found | None, Found | None]:
         """What is at both names, asked after this call; the kernel's lookup that found no file at `new` counts."""
         finder = self._finder
-        if new != old and finder.is_free(new):
+        if new != old and finder.seems_free(new):
             source = await finder.find(directory, old, now=True)
             if source is None or not source.is_dir:
                 return source, None
@@ -207,7 +207,7 @@ class Rename:
 
     async def _move_pending(self, content: Content, new: str, replaced: ObjectInfo | None) -> None:
         """Rename what was never published; nothing happens when a publish at work has just succeeded."""
-        if replaced is None:
+        if replaced is None and not self._finder.is_free(new):
             await self._objects.await_absent(new)  # no tombstone may be where it will be published
         try:
             await self._mount.cache.move(content, new, replaced.version if replaced is not None else None)

@@ -249,3 +249,14 @@ async def test_a_store_that_lists_no_metadata_is_asked_for_it(nodes: Nodes, buck
     heads = node.controls.calls["head"]
     await node.rows()
     assert node.controls.calls["head"] == heads  # known by ETag and time for as long as attributes are believed
+
+
+async def test_a_file_that_was_never_published_is_renamed_without_a_request(nodes: Nodes, foreign: Foreign) -> None:
+    a: Node = await nodes("a", close_remote=False)
+    await a.write("f", b"abc")
+    await fails(errno.ENOENT, a.stat("g"))  # the lookup that the kernel sends before
+    before = a.controls.calls.total()
+    await a.rename("f", "g")
+    assert a.controls.calls.total() == before
+    assert foreign.objects() == []
+    assert await a.read("g") == b"abc"
