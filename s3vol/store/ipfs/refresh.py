@@ -6,7 +6,8 @@ looked at again. Blocks of a new one are all fetched and checked before the merg
 head that cannot be read changes nothing.
 
 The blocks of a head may be on a node that has just died. The present state is the newest that can be had: it is
-consistent, only older, and goes on to be shown. That head is asked for again after LATER_S, and counted in `behind`.
+consistent, only older, and goes on to be shown. That head is asked for again after LATER_S, and named in `behind` and
+`warnings` meanwhile: a mount that has just begun may show nothing of that writer.
 
 A head may also be provably wrong: a block that is not its name, a commit of another volume, a tree out of order. One
 bad register must not take the volume from everybody, so that head is quarantined: named in the log and in `warnings`,
@@ -40,7 +41,7 @@ LATER_S = 10.0
 class Refresher:
     """Of one volume. `name` is the volume's; `note(commit)` is called in the step that merges it.
 
-    `warnings` gets a line for each writer whose head is quarantined, for as long as it is.
+    `warnings` gets a line for each writer whose head is away or quarantined, for as long as it is.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Refresher:
                 return
             self._begun += 1
             heads = await self._heads.read(self._volume.writer)
-            for gone in self._bad.keys() - {head.writer for head in heads}:
+            for gone in self._later.keys() - {head.writer for head in heads}:
                 self._release(gone)
             for head in heads:
                 if head.commit is not None and self._merged.get(head.writer) != head.commit:
@@ -97,20 +98,23 @@ class Refresher:
             await self.merge(commit)
         except Unavailable:
             self._later[writer] = trio.current_time() + LATER_S
+            line = f"what {writer} published last cannot be fetched now (is its machine away?); older files are shown"
+            self._warnings.setdefault(_subject(writer), line)
             return
         except Corrupt as error:
             self._later[writer] = trio.current_time() + LATER_S
             self._quarantine(writer, commit, error)
             return
-        self._later.pop(writer, None)
-        self._merged[writer] = commit
         if writer in self._bad:
-            self._release(writer)
             log.info("ipfs://%s: the head of %s can be read again", self._name, writer)
+        self._merged[writer] = commit
+        self._release(writer)
 
     def _release(self, writer: str) -> None:
-        del self._bad[writer]
-        del self._warnings[_subject(writer)]
+        """There is no trouble with this writer, or no such writer any more."""
+        self._later.pop(writer, None)
+        self._bad.pop(writer, None)
+        self._warnings.pop(_subject(writer), None)
 
     def _quarantine(self, writer: str, commit: Cid, error: Corrupt) -> None:
         """Say it once for each head."""

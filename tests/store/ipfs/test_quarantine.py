@@ -174,3 +174,26 @@ async def test_a_merge_of_the_journal_that_cannot_be_read_any_more_is_left_out(s
             node.blocks[merged] = b"bits"
         async with swarm.opened(0) as (again,):
             assert await everything(again.view()) == {"g": "ours"}
+
+
+@pytest.mark.parametrize("retired", [False, True])
+async def test_a_head_that_is_away_is_named_until_it_is_back_or_retired(swarm: Swarm, retired: bool) -> None:
+    async with swarm.opened() as (one, two):
+        await write(two.view(), "f", "x")
+        await two.view().sync()
+        published = two.parts.publisher.published
+        assert published is not None
+        writer, away = two.parts.volume.writer, published.commit
+        bodies = [node.blocks.pop(away) for node in swarm.network.nodes]
+        assert await text_of(one.view(), "f") is None
+        assert one.parts.refresher.behind == (writer,)
+        (warning,) = one.health.warnings.values()
+        assert writer in warning
+        assert not one.parts.refresher.quarantined
+        if retired:
+            await Collector(one).retire(writer)
+        else:
+            swarm.network.nodes[0].blocks[away] = bodies[0]
+        assert await text_of(one.view(), "f") == (None if retired else "x")
+        assert not one.parts.refresher.behind
+        assert not one.health.warnings
