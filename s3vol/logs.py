@@ -20,7 +20,10 @@ from pathlib import Path
 from typing import Any
 
 MAX_LOG_BYTES = 8 << 20  # about 60,000 lines; one older file of the same size is kept
-_TALKATIVE = ("boto3", "botocore", "s3transfer", "urllib3", "pyfuse3", "obstore", "asyncio")
+_TALKATIVE = {
+    **dict.fromkeys(("boto3", "botocore", "s3transfer", "urllib3", "pyfuse3", "obstore", "asyncio"), logging.INFO),
+    "httpx": logging.WARNING,  # tells each request: a volume in IPFS asks its cluster all the time
+}
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -88,6 +91,6 @@ def configure(level: str, style: str, file: Path | None) -> None:
         old.close()
     root.addHandler(handler)
     root.setLevel(level.upper())
-    for name in _TALKATIVE:
-        logging.getLogger(name).setLevel(max(logging.INFO, root.level))
+    for name, least in _TALKATIVE.items():
+        logging.getLogger(name).setLevel(max(least, root.level))
     logging.captureWarnings(True)

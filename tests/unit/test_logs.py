@@ -25,7 +25,7 @@ def root() -> Iterator[logging.Logger]:
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.captureWarnings(False)
-    for name in ("botocore", "pyfuse3"):
+    for name in ("botocore", "pyfuse3", "httpx"):
         logging.getLogger(name).setLevel(logging.NOTSET)
 
 
@@ -64,6 +64,15 @@ def test_debug_does_not_make_the_aws_libraries_talk(root: logging.Logger, tmp_pa
     text = (tmp_path / "log").read_text()
     assert "token" not in text
     assert "ours" in text
+
+
+def test_requests_to_a_cluster_are_no_lines_of_the_log(root: logging.Logger, tmp_path: Path) -> None:
+    logs.configure("info", "text", tmp_path / "log")
+    logging.getLogger("httpx").info("HTTP Request: GET")
+    logging.getLogger("httpx").warning("trouble")
+    text = (tmp_path / "log").read_text()
+    assert "GET" not in text
+    assert "trouble" in text
 
 
 def test_warnings_of_python_are_log_lines(root: logging.Logger, tmp_path: Path) -> None:
