@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 
 import pyfuse3
@@ -35,6 +36,7 @@ class Notifier:
     def __init__(self) -> None:
         self._names = trio.CapacityLimiter(THREADS)
         self._pages = trio.CapacityLimiter(THREADS)
+        self._forgetting: Counter[Ino] = Counter()
         self._lock = threading.Lock()  # guards _inside and _closed, for the threads count themselves
         self._inside = 0
         self._closed = False
@@ -52,14 +54,24 @@ class Notifier:
 
     async def forget_content(self, ino: Ino) -> bool:
         """Drop attributes and pages of an inode; False when that could not be finished in time."""
-        with trio.move_on_after(PAGES_S):
-            await self._drop_pages(ino, False)
-            return True
+        self._forgetting[ino] += 1
+        try:
+            with trio.move_on_after(PAGES_S):
+                await self._drop_pages(ino, False)
+                return True
+        finally:
+            self._forgetting[ino] -= 1
+            if not self._forgetting[ino]:
+                del self._forgetting[ino]
         log.warning("pages of an inode are busy; it is read past the page cache for now", extra={"ino": ino})
         return False
 
     async def _drop_pages(self, ino: Ino, attr_only: bool) -> None:
         await self._call(self._pages, lambda: pyfuse3.invalidate_inode(ino, attr_only=attr_only))
+
+    def is_forgetting(self, ino: Ino) -> bool:
+        """True while `forget_content` of this inode is not done."""
+        return ino in self._forgetting
 
     async def _drop_name(self, parent: Ino, name: bytes) -> None:
         await self._call(self._names, lambda: pyfuse3.invalidate_entry(parent, name))

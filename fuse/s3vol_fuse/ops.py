@@ -3,7 +3,8 @@
 Three things are decided here because they are about the kernel and not about files:
 
 * A name that does not exist is answered with ENOENT and not cached: another node may create it the next moment.
-* When an open finds another version than the kernel knows, its attributes and pages are dropped before the answer. No
+* When an open finds another version than the kernel knows, its attributes and pages are dropped before the answer. The
+  kernel would drop pages by itself, but after the answer: another open could be told meanwhile to keep them. No
   lock that a drop needs is held by an open, except with O_TRUNC, where the kernel drops them by itself.
 * `security.capability` is asked for before every write(2). File capabilities do not count on a nosuid mount, so there
   the answer is "none" without asking the file system, and setting one is refused.
@@ -132,7 +133,7 @@ class Operations(pyfuse3.Operations):
 
     async def _opened(self, ino: Ino, opened: Opened, flags: int) -> pyfuse3.FileInfo:
         direct = opened.direct
-        if opened.changed and not flags & os.O_TRUNC:
+        if (opened.changed or self._notifier.is_forgetting(ino)) and not flags & os.O_TRUNC:
             direct = not await self._notifier.forget_content(ino) or direct
         return reply.file_info(opened, direct=direct)
 

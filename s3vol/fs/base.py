@@ -43,7 +43,8 @@ class Opened:
     """Result of open/create. `keep_cache`: pages held by the frontend are of this version.
 
     `direct`: bypass the frontend's page cache (another version of this inode is open).
-    `changed`: attributes that the frontend holds for this inode are stale: invalidate before replying.
+    `changed`: attributes or pages that the frontend holds for this inode are stale: invalidate before replying. Another
+    open of it may be told to keep its pages from now on, so that one has to wait for it, too.
     """
 
     fh: Fh

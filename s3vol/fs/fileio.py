@@ -71,12 +71,13 @@ class FileIO:
         """Register a handle, which takes over the reference on `content`. No await."""
         direct = self._coherence.mixed(inode, content)
         keep = not direct and self._coherence.keeps_pages(inode, content)
+        others = not direct and not keep and inode.pages is not None
         handle = self._mount.handles.open_file(
             inode, content, writable=_writes(flags), executed=bool(flags & _FMODE_EXEC)
         )
         if not direct:
             inode.pages = content
-        return Opened(handle.fh, keep_cache=keep, direct=direct, changed=changed)
+        return Opened(handle.fh, keep_cache=keep, direct=direct, changed=changed or others)
 
     async def read(self, fh: Fh, offset: int, length: int) -> Buffer:
         """See ContentCache.read; ESTALE when the version is gone from the bucket and not all here."""

@@ -57,6 +57,17 @@ async def test_a_reader_sees_one_version_while_it_has_the_file_open(a: Node, b: 
     assert await b.read_handle(again.fh) == b"newer"
 
 
+async def test_an_open_that_makes_other_pages_right_has_the_old_ones_dropped_first(a: Node, nodes: Nodes) -> None:
+    b: Node = await nodes("b", attr_ttl_s=0.0)
+    await a.write("f", b"old")
+    assert await b.read("f") == b"old"
+    await a.write("f", b"newer")
+    ino = (await b.stat("f")).ino  # the kernel has the new attributes, and pages of old bytes
+    first, second = await b.fs.open(ino, os.O_RDONLY), await b.fs.open(ino, os.O_RDONLY)
+    assert (first.keep_cache, first.changed) == (False, True)
+    assert (second.keep_cache, second.changed) == (True, False)
+
+
 async def test_bytes_of_a_version_that_is_gone_are_estale_and_never_the_new_ones(a: Node, b: Node) -> None:
     await a.write("f", b"old" * FETCH_MAX_BYTES)
     opened = await b.open("f")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections.abc import Iterator
+from typing import cast
 
 import pyfuse3
 import pytest
 import trio
 import trio.testing
 
-from s3vol.types import Event, Ino, Invalidation, WriteError
+from s3vol.fs.base import FileSystem, Opened
+from s3vol.types import Event, Fh, Ino, Invalidation, WriteError
 from s3vol_fuse import notify
 from s3vol_fuse.notify import Notifier
+from s3vol_fuse.ops import Operations
 
 
 class Kernel:
@@ -79,6 +83,31 @@ async def test_an_open_waits_for_stale_pages_with_a_bound(kernel: Kernel, mock_c
         assert dropped == []
         mock_clock.jump(0.1)
     assert dropped == [False]
+
+
+async def test_an_open_that_may_keep_its_pages_waits_while_another_one_drops_the_old_ones(kernel: Kernel) -> None:
+    class OneFile:
+        opened = Opened(Fh(1), keep_cache=False, changed=True)
+
+        async def open(self, ino: Ino, flags: int) -> Opened:
+            return self.opened
+
+    fs, answers = OneFile(), list[pyfuse3.FileInfo]()
+    operations = Operations(cast("FileSystem", fs), Notifier(), suid=False)
+
+    async def opening() -> None:
+        answers.append(await operations.open(Ino(5), os.O_RDONLY, cast("pyfuse3.RequestContext", None)))
+
+    kernel.gate.clear()
+    async with trio.open_nursery() as nursery:
+        for keep_cache in (False, True):
+            fs.opened = Opened(Fh(1), keep_cache, changed=not keep_cache)
+            kernel.entered.clear()
+            nursery.start_soon(opening)
+            await trio.to_thread.run_sync(kernel.entered.wait)
+        assert answers == []
+        kernel.gate.set()
+    assert kernel.told == [(5, False), (5, False)]
 
 
 async def test_the_end_waits_for_a_notification_in_progress_and_lets_no_new_one_begin(kernel: Kernel) -> None:
