@@ -5,6 +5,12 @@ page is answered, dropping a name waits for the lock of its directory, which a l
 are answered by our own event loop, so the loop must go on meanwhile: notifications run in threads, and no request
 waits for one without a bound. Names and pages have threads of their own, for names wait longer.
 
+Pages are not only dropped but also stored, beside what a random reader asks for (push.py). The kernel puts what it gets
+over whatever it has, and makes the file longer when it reaches beyond its end. So a store is in a table from before
+its bytes are old until the thread is back, and whoever is about to answer the kernel something that makes these bytes
+or that length wrong waits for it (`stored`). A store waits for reads of its pages and for nothing else; these are
+answered by our event loop, from bytes that are here, or after `timeout` at the latest.
+
 pyfuse3 frees its session in `close()`; a thread that is inside a notification then would use freed memory. So threads
 are counted where they run, and `settled` says when none is left.
 
@@ -17,10 +23,12 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pyfuse3
 import trio
 
+from s3vol.store.base import Buffer
 from s3vol.types import Event, Ino, Invalidation
 
 THREADS = 8  # a notification takes 10 to 20 µs unless it blocks; these are for the ones that block
@@ -30,6 +38,14 @@ _SETTLE_POLL_S = 0.01
 log = logging.getLogger("s3vol.fuse")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Store:
+    """Bytes on their way to the kernel, up to the offset `end`."""
+
+    end: int
+    over: trio.Event
+
+
 class Notifier:
     """Kernel notifications of one mount."""
 
@@ -37,6 +53,8 @@ class Notifier:
         self._names = trio.CapacityLimiter(THREADS)
         self._pages = trio.CapacityLimiter(THREADS)
         self._forgetting: Counter[Ino] = Counter()
+        self._storing = trio.CapacityLimiter(THREADS)
+        self._stores: dict[Ino, list[_Store]] = {}
         self._lock = threading.Lock()  # guards _inside and _closed, for the threads count themselves
         self._inside = 0
         self._closed = False
@@ -66,7 +84,34 @@ class Notifier:
         log.warning("pages of an inode are busy; it is read past the page cache for now", extra={"ino": ino})
         return False
 
+    @property
+    def stores(self) -> int:
+        """How many inodes have pages on their way to the kernel."""
+        return len(self._stores)
+
+    async def store(self, ino: Ino, start: int, data: Buffer) -> None:
+        """Put bytes into the kernel's page cache; they count from this call on, with no await before."""
+        store = _Store(start + len(data), trio.Event())
+        self._stores.setdefault(ino, []).append(store)
+        await self._call(self._storing, lambda: pyfuse3.notify_store(ino, start, data))  # type: ignore[arg-type]  # any buffer will do
+        # Not in a `finally`: the thread of a task that was cancelled may still be at it.
+        self._stores[ino].remove(store)
+        if not self._stores[ino]:
+            del self._stores[ino]
+        store.over.set()
+
+    def is_storing(self, ino: Ino, beyond: int = 0) -> bool:
+        """True while bytes of an inode beyond this offset are on their way to the kernel."""
+        return any(store.end > beyond for store in self._stores.get(ino, ()))
+
+    async def stored(self, ino: Ino, beyond: int = 0) -> None:
+        """Return when the bytes of an inode beyond this offset that are on their way now have arrived."""
+        for store in list(self._stores.get(ino, ())):
+            if store.end > beyond:
+                await store.over.wait()
+
     async def _drop_pages(self, ino: Ino, attr_only: bool) -> None:
+        await self.stored(ino)
         await self._call(self._pages, lambda: pyfuse3.invalidate_inode(ino, attr_only=attr_only))
 
     def is_forgetting(self, ino: Ino) -> bool:

@@ -1,11 +1,13 @@
 """The handlers of pyfuse3: decode, call the file system, encode. What an operation means is in `s3vol.fs`.
 
-Three things are decided here because they are about the kernel and not about files:
+Four things are decided here because they are about the kernel and not about files:
 
 * A name that does not exist is answered with ENOENT and not cached: another node may create it the next moment.
 * When an open finds another version than the kernel knows, its attributes and pages are dropped before the answer. The
   kernel would drop pages by itself, but after the answer: another open could be told meanwhile to keep them. No
   lock that a drop needs is held by an open, except with O_TRUNC, where the kernel drops them by itself.
+* What changes the kernel's pages, or the length it knows, is answered when pages that are on their way to it have
+  arrived (push.py).
 * `security.capability` is asked for before every write(2). File capabilities do not count on a nosuid mount, so there
   the answer is "none" without asking the file system, and setting one is refused.
 """
@@ -18,10 +20,11 @@ from collections.abc import Sequence
 
 import pyfuse3
 
-from s3vol.fs.base import FileSystem, Opened
+from s3vol.fs.base import Entry, FileSystem, Opened
 from s3vol.types import AttrChange, Fh, Ino
 from s3vol_fuse import reply
 from s3vol_fuse.notify import Notifier
+from s3vol_fuse.push import Pusher
 from s3vol_fuse.reply import answers
 
 _CAPABILITY = b"security.capability"
@@ -36,10 +39,11 @@ class Operations(pyfuse3.Operations):
     enable_writeback_cache = False  # it ignores size changes made elsewhere while a file is open
     enable_acl = False
 
-    def __init__(self, fs: FileSystem, notifier: Notifier, *, suid: bool) -> None:
+    def __init__(self, fs: FileSystem, notifier: Notifier, pusher: Pusher, *, suid: bool) -> None:
         super().__init__()
         self._fs = fs
         self._notifier = notifier
+        self._pusher = pusher
         self._capabilities = suid
 
     @property
@@ -49,14 +53,14 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return reply.entry_attributes(await self._fs.lookup(Ino(parent_inode), name))
+        return await self._shown(await self._fs.lookup(Ino(parent_inode), name))
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         self._fs.forget([(Ino(ino), count) for ino, count in inode_list])
 
     @answers
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return reply.entry_attributes(await self._fs.getattr(Ino(inode)))
+        return await self._shown(await self._fs.getattr(Ino(inode)))
 
     @answers
     async def setattr(
@@ -69,7 +73,10 @@ class Operations(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         change: AttrChange = reply.attr_change(attr, fields)
         handle = None if fh is None else Fh(fh)
-        return reply.entry_attributes(await self._fs.setattr(Ino(inode), change, handle, reply.caller(ctx)))
+        entry = await self._fs.setattr(Ino(inode), change, handle, reply.caller(ctx))
+        if change.size is not None:
+            await self._pusher.resized(Ino(inode))
+        return await self._shown(entry)
 
     @answers
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
@@ -79,7 +86,7 @@ class Operations(pyfuse3.Operations):
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        return reply.entry_attributes(await self._fs.mknod(Ino(parent_inode), name, mode, rdev, reply.caller(ctx)))
+        return await self._shown(await self._fs.mknod(Ino(parent_inode), name, mode, rdev, reply.caller(ctx)))
 
     @answers
     async def mkdir(
@@ -98,7 +105,7 @@ class Operations(pyfuse3.Operations):
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         entry = await self._fs.link(Ino(inode), Ino(new_parent_inode), new_name, reply.caller(ctx))
-        return reply.entry_attributes(entry)
+        return await self._shown(entry)
 
     @answers
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
@@ -125,21 +132,28 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         opened, entry = await self._fs.create(Ino(parent_inode), name, mode, flags, reply.caller(ctx))
-        return await self._opened(entry.attr.ino, opened, flags), reply.entry_attributes(entry)
+        info = await self._opened(entry.attr.ino, opened, flags)
+        return info, await self._shown(entry)
 
     @answers
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         return await self._opened(Ino(inode), await self._fs.open(Ino(inode), flags), flags)
 
     async def _opened(self, ino: Ino, opened: Opened, flags: int) -> pyfuse3.FileInfo:
+        opened = await self._pusher.opened(ino, opened)
         direct = opened.direct
         if (opened.changed or self._notifier.is_forgetting(ino)) and not flags & os.O_TRUNC:
             direct = not await self._notifier.forget_content(ino) or direct
         return reply.file_info(opened, direct=direct)
 
+    async def _shown(self, entry: Entry) -> pyfuse3.EntryAttributes:
+        return reply.entry_attributes(await self._pusher.shown(entry))
+
     @answers
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        return await self._fs.read(Fh(fh), off, size)  # type: ignore[return-value]  # any buffer will do: handlers.pxi
+        data = await self._fs.read(Fh(fh), off, size)
+        self._pusher.answered(Fh(fh), off, size)
+        return data  # type: ignore[return-value]  # any buffer will do: handlers.pxi
 
     @answers
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -169,7 +183,10 @@ class Operations(pyfuse3.Operations):
         for cursor, name in list(enumerate(_DOTS, 1))[start_id:]:
             if not pyfuse3.readdir_reply(token, name, dot, cursor):
                 return
-        for row in await self._fs.readdir(Fh(fh), max(start_id - len(_DOTS), 0)):
+        rows = await self._fs.readdir(Fh(fh), max(start_id - len(_DOTS), 0))
+        while not await self._pusher.listed(rows):
+            rows = await self._fs.readdir(Fh(fh), max(start_id - len(_DOTS), 0))
+        for row in rows:
             attributes = reply.entry_attributes(row.entry)
             if not pyfuse3.readdir_reply(token, row.name, attributes, row.cursor + len(_DOTS)):
                 return

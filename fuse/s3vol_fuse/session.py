@@ -39,6 +39,7 @@ from s3vol.fs.base import FileSystem, Progress
 from s3vol.types import Event
 from s3vol_fuse.notify import Notifier
 from s3vol_fuse.ops import Operations
+from s3vol_fuse.push import Pusher
 from s3vol_fuse.tune import tune
 
 GRACE_S = 5.0  # for requests in progress when serving ends; each is bounded by --timeout, which may be long
@@ -78,6 +79,7 @@ class Session:
         self._point = point
         self._drain_timeout_s = drain_timeout_s
         self._notifier = Notifier()
+        self._pusher = Pusher(fs, self._notifier)
         self._serving = trio.Event()
         self._stop = trio.CancelScope()  # around pyfuse3.main
         self._drains: set[trio.CancelScope] = set()  # around each drain in progress
@@ -99,6 +101,7 @@ class Session:
             self._mount()
             try:
                 nursery.start_soon(self._notifier.run, events, on_event)
+                nursery.start_soon(self._pusher.run)
                 nursery.start_soon(self._announce)
                 await self._serve()
                 await self._drain_last()
@@ -108,7 +111,7 @@ class Session:
             nursery.cancel_scope.cancel()
 
     def _mount(self) -> None:
-        operations = _Watched(self._fs, self._notifier, suid=self._point.suid, on_init=self._serving.set)
+        operations = _Watched(self._fs, self._notifier, self._pusher, suid=self._point.suid, on_init=self._serving.set)
         with _libfuse_messages() as last_message:
             try:
                 pyfuse3.init(operations, self._point.path, self._point.options())
@@ -242,8 +245,10 @@ class Shown:
 class _Watched(Operations):
     """Operations that say when the kernel has greeted."""
 
-    def __init__(self, fs: FileSystem, notifier: Notifier, *, suid: bool, on_init: Callable[[], None]) -> None:
-        super().__init__(fs, notifier, suid=suid)
+    def __init__(
+        self, fs: FileSystem, notifier: Notifier, pusher: Pusher, *, suid: bool, on_init: Callable[[], None]
+    ) -> None:
+        super().__init__(fs, notifier, pusher, suid=suid)
         self._on_init = on_init
 
     def init(self) -> None:

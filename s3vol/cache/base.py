@@ -151,6 +151,10 @@ class ContentCache(Protocol):
         """
         ...
 
+    def peek(self, content: Content, start: int, end: int) -> Buffer | None:
+        """All bytes of the range, when they are on the local disk and can be had without waiting. No await."""
+        ...
+
     async def write(self, content: Content, offset: int, data: Buffer) -> None:
         """Accept all of `data`, or raise and accept none: NoSpace, or Unavailable when the dirty cap stays full.
 

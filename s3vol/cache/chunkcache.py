@@ -202,6 +202,11 @@ class ChunkCache:
         """See `ContentCache.read`. May return without a checkpoint. Raises Unavailable after `timeout_s`."""
         return await self.parts.reader.read(_own(content), offset, length)
 
+    def peek(self, content: Content, start: int, end: int) -> Buffer | None:
+        """See `ContentCache.peek`."""
+        own = _own(content)
+        return self.parts.files.read_now(own.id, start, end - start) if own.present.covers(start, end) else None
+
     async def write(self, content: Content, offset: int, data: Buffer) -> None:
         """See `ContentCache.write`. May return without a checkpoint."""
         await self.parts.writer.write(_own(content), offset, data)

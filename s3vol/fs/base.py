@@ -82,6 +82,19 @@ class Progress:
     bytes: int
 
 
+Range = tuple[int, int]
+"""Half-open: the bytes of a file from the first offset up to, not including, the second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Whole pages of a file, to be put into the frontend's page cache."""
+
+    ino: Ino
+    start: int
+    data: Buffer
+
+
 class FileSystem(Protocol):
     """One mounted volume. `lookup`, `mknod`, `mkdir`, `symlink`, `link`, `create` and each row of `readdir` that the
     frontend accepts (`remember`) add one to the inode's lookup count; `forget` takes them back."""
@@ -102,6 +115,23 @@ class FileSystem(Protocol):
     async def create(self, parent: Ino, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Opened, Entry]: ...
     async def open(self, ino: Ino, flags: int) -> Opened: ...
     async def read(self, fh: Fh, offset: int, length: int) -> Buffer: ...
+    def beside(self, fh: Fh, offset: int, length: int) -> Range | None:
+        """A read has been answered: the bytes beside it that are worth having in the frontend's page cache, if any."""
+        ...
+
+    def pages(self, fh: Fh, start: int, end: int) -> Pages | None:
+        """What may be put into the page cache of that range, None: nothing, or not without waiting. No await.
+
+        It is right until the frontend sends an answer by which it may change its pages or the file's length: an open
+        that writes, or of another version, a setattr, attributes of another length, an invalidation of pages. Such an
+        answer has to wait until the pages are stored; no new ones are given out for it meanwhile.
+        """
+        ...
+
+    def entry(self, ino: Ino, entry: Entry) -> Entry:
+        """An entry that had to wait, as it is by now; what the kernel is told of is what is sent last. No await."""
+        ...
+
     async def write(self, fh: Fh, offset: int, data: Buffer) -> int: ...
     async def flush(self, fh: Fh) -> None: ...
     async def fsync(self, fh: Fh) -> None: ...

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from s3vol import layout
 from s3vol.cache.base import Content, State
@@ -41,6 +42,11 @@ class Changes:
         inode = self._mount.inodes.get(ino)
         await self._coherence.refresh(inode)
         return self._coherence.entry(inode)
+
+    def entry(self, ino: Ino, entry: Entry) -> Entry:
+        """See FileSystem."""
+        inode = self._mount.inodes.find(ino)
+        return entry if inode is None else replace(self._coherence.entry(inode), entry_ttl_s=entry.entry_ttl_s)
 
     async def setattr(self, ino: Ino, change: AttrChange, fh: Fh | None, caller: Caller) -> Entry:
         """E2BIG when the attributes do not fit into the object's metadata."""

@@ -28,6 +28,7 @@ from s3vol.errors import Corrupt, MetadataTooLarge, PosixError, Unavailable
 from s3vol.fs import attributes
 from s3vol.fs.base import Entry
 from s3vol.fs.context import Mount
+from s3vol.fs.handles import FileHandle
 from s3vol.fs.inodes import Inode
 from s3vol.fs.linkrecord import Count, count_of
 from s3vol.fs.links import Links
@@ -102,6 +103,27 @@ class Coherence:
             return other.state is State.CLEAN and content.state is State.CLEAN
 
         return not all(same_bytes(other) for other in self._mount.handles.contents_of(inode))
+
+    def may_push(self, handle: FileHandle) -> bool:
+        """True while the kernel's page cache may be given bytes that this handle reads.
+
+        * The handle reads through the page cache, whose pages are those of its content.
+        * The content is clean, and nobody has the file open for writing: the bytes do not change.
+        * The kernel was told of exactly this version, so that it knows its length.
+
+        Whatever makes one of these untrue waits, before it answers the kernel, for pushes that have begun.
+        """
+        inode, content = handle.inode, handle.content
+        return (
+            handle.paged
+            and inode.pages is content
+            and content.state is State.CLEAN
+            and content.base is not None
+            and inode.told == content.base
+            and inode.size == content.size
+            and not inode.unpushed
+            and not any(other.writable for other in self._mount.handles.of(inode))
+        )
 
     # Taking over what was learned
 

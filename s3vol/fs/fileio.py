@@ -21,7 +21,8 @@ from math import inf
 from s3vol.cache.base import Content, State
 from s3vol.errors import Conflict, NotFound, PosixError, PreconditionFailed
 from s3vol.fs import attributes
-from s3vol.fs.base import Opened
+from s3vol.fs.base import Opened, Pages, Range
+from s3vol.fs.beside import whole_pages
 from s3vol.fs.coherence import Coherence
 from s3vol.fs.context import HoldInode, Mount
 from s3vol.fs.handles import FileHandle
@@ -73,7 +74,11 @@ class FileIO:
         keep = not direct and self._coherence.keeps_pages(inode, content)
         others = not direct and not keep and inode.pages is not None
         handle = self._mount.handles.open_file(
-            inode, content, writable=_writes(flags), executed=bool(flags & _FMODE_EXEC)
+            inode,
+            content,
+            writable=_writes(flags),
+            executed=bool(flags & _FMODE_EXEC),
+            paged=not direct and not flags & os.O_DIRECT,
         )
         if not direct:
             inode.pages = content
@@ -90,6 +95,23 @@ class FileIO:
                 async with HoldInode(self._mount, handle.inode):  # a rename on this node is over now
                     if handle.content.key == key and not await self._coherence.follow(handle.content):
                         raise PosixError(errno.ESTALE, key) from error
+
+    def beside(self, fh: Fh, offset: int, length: int) -> Range | None:
+        """See FileSystem."""
+        handle = self._mount.handles.find(fh)
+        return handle.misses.note(offset, length) if handle is not None and handle.paged else None
+
+    def pages(self, fh: Fh, start: int, end: int) -> Pages | None:
+        """See FileSystem."""
+        handle = self._mount.handles.find(fh)
+        if handle is None or not self._coherence.may_push(handle):
+            return None
+        pages = whole_pages(start, end, handle.content.size)
+        data = self._mount.cache.peek(handle.content, *pages) if pages is not None else None
+        if pages is None or data is None:
+            return None
+        self._mount.health.count("pushed_bytes", len(data))
+        return Pages(handle.inode.ino, pages[0], data)
 
     async def write(self, fh: Fh, offset: int, data: Buffer) -> int:
         """Accepts all of `data` or raises."""

@@ -23,7 +23,7 @@ import trio
 from s3vol import layout
 from s3vol.cache.base import ContentCache
 from s3vol.fs import attributes
-from s3vol.fs.base import DirEntry, Entry, FsSettings, Opened, Progress, StatFs
+from s3vol.fs.base import DirEntry, Entry, FsSettings, Opened, Pages, Progress, Range, StatFs
 from s3vol.fs.changes import Changes
 from s3vol.fs.coherence import Coherence
 from s3vol.fs.context import Mount
@@ -155,6 +155,18 @@ class S3Fs:
     async def read(self, fh: Fh, offset: int, length: int) -> Buffer:
         """See FileSystem."""
         return await self._files.read(fh, offset, length)
+
+    def beside(self, fh: Fh, offset: int, length: int) -> Range | None:
+        """See FileSystem."""
+        return self._files.beside(fh, offset, length)
+
+    def pages(self, fh: Fh, start: int, end: int) -> Pages | None:
+        """See FileSystem."""
+        return self._files.pages(fh, start, end)
+
+    def entry(self, ino: Ino, entry: Entry) -> Entry:
+        """See FileSystem."""
+        return self._changes.entry(ino, entry)
 
     async def write(self, fh: Fh, offset: int, data: Buffer) -> int:
         """See FileSystem."""

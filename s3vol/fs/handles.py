@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from s3vol.cache.base import Content
 from s3vol.errors import PosixError
+from s3vol.fs.beside import Misses
 from s3vol.fs.inodes import Inode
 from s3vol.fs.linkrecord import Count
 from s3vol.types import Fh, Ino, ObjectInfo
@@ -52,6 +53,8 @@ class FileHandle:
     content: Content
     writable: bool
     executed: bool  # the kernel opened it to run it, and holds it until that program ends
+    paged: bool  # it reads through the kernel's page cache
+    misses: Misses = field(default_factory=Misses)
 
 
 @dataclass(eq=False, slots=True)
@@ -80,9 +83,11 @@ class Handles:
     def __len__(self) -> int:
         return len(self._files) + len(self._directories)
 
-    def open_file(self, inode: Inode, content: Content, *, writable: bool, executed: bool = False) -> FileHandle:
+    def open_file(
+        self, inode: Inode, content: Content, *, writable: bool, executed: bool = False, paged: bool = False
+    ) -> FileHandle:
         """Register an open(); takes over the caller's reference on `content`."""
-        handle = FileHandle(Fh(next(self._numbers)), inode, content, writable, executed)
+        handle = FileHandle(Fh(next(self._numbers)), inode, content, writable, executed, paged)
         self._files[handle.fh] = handle
         self._of_inode.setdefault(inode.ino, []).append(handle)
         inode.pins += 1
@@ -101,6 +106,10 @@ class Handles:
             return self._files[fh]
         except KeyError:
             raise PosixError(errno.EBADF, f"handle {fh}") from None
+
+    def find(self, fh: Fh) -> FileHandle | None:
+        """The open file, if it still is one."""
+        return self._files.get(fh)
 
     def directory(self, fh: Fh) -> DirHandle:
         """The open directory; PosixError(EBADF)."""

@@ -106,6 +106,10 @@ class MemoryCache:
         assert content.body is not None
         return bytes(content.body[offset : offset + length])
 
+    def peek(self, content: Content, start: int, end: int) -> Buffer | None:
+        content = _own(content)
+        return None if content.body is None else bytes(content.body[start:end])
+
     async def write(self, content: Content, offset: int, data: Buffer) -> None:
         content = _own(content)
         self._writable(content)

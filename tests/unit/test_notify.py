@@ -18,6 +18,7 @@ from s3vol.types import Event, Fh, Ino, Invalidation, WriteError
 from s3vol_fuse import notify
 from s3vol_fuse.notify import Notifier
 from s3vol_fuse.ops import Operations
+from s3vol_fuse.push import Pusher
 
 
 class Kernel:
@@ -93,7 +94,8 @@ async def test_an_open_that_may_keep_its_pages_waits_while_another_one_drops_the
             return self.opened
 
     fs, answers = OneFile(), list[pyfuse3.FileInfo]()
-    operations = Operations(cast("FileSystem", fs), Notifier(), suid=False)
+    notifier = Notifier()
+    operations = Operations(cast("FileSystem", fs), notifier, Pusher(cast("FileSystem", fs), notifier), suid=False)
 
     async def opening() -> None:
         answers.append(await operations.open(Ino(5), os.O_RDONLY, cast("pyfuse3.RequestContext", None)))
