@@ -252,7 +252,7 @@ def test_random_readers_see_each_write_and_cut_of_this_node(mount: MountFactory)
 
 
 def test_random_readers_see_each_write_and_cut_of_this_node_with_write_back(mount: MountFactory) -> None:
-    _a_writer_and_readers_on_one_node(mount("a", "--write-back"), ROUNDS)
+    _a_writer_and_readers_on_one_node(mount("a", "--write-back", "--publish-delay", "0s"), ROUNDS)
 
 
 def test_random_readers_see_one_version_and_each_that_another_node_publishes(mount: MountFactory) -> None:
