@@ -241,7 +241,7 @@ class BucketRegistry:
             current = await self._take_over(volume.name)  # Last-Modified by the store's clock
         for _ in range(_TRIES):
             if current is not None and not current.volume.removed:
-                ours = current.volume.uuid == volume.uuid  # the reply to our write was lost
+                ours = current.volume == volume  # the reply to our write was lost
                 return await self._settled(volume) if ours else current.volume
             self._check_room(volume)
             condition = ABSENT
@@ -291,7 +291,7 @@ class BucketRegistry:
             raise Unavailable(f"volume {volume.name}: its record was deleted in this moment; try again")
         if mine.volume.removed:
             return volume  # by somebody already
-        if mine.volume.uuid != volume.uuid:
+        if mine.volume != volume:
             return mine.volume
         for entry in list(self._replica.entries.values()):
             error = records.obstacle(volume, entry.volume)
