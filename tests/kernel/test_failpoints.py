@@ -94,8 +94,8 @@ def _store(path: Path, body: bytes) -> None:
 
 def _work(root: Path, ledger: Ledger) -> None:
     os.mkdir(root / "d")
-    for i in range(3):
-        ledger.write(f"d/f{i}", b"%d" % i * 5000)
+    for i, size in enumerate((5000, 100_000, 5000)):  # the second is more than the journal carries: it is flushed
+        ledger.write(f"d/f{i}", b"%d" % i * size)
     ledger.write("big", BIG)
     ledger.rename("d/f0", "d/g0")
     ledger.rename("d", "e")
