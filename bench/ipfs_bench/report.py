@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,9 @@ class Report:
         return "\n".join([*head, *rows])
 
     def html(self) -> str:
-        """The page: bars of IPFS against MinIO would hide what differs in kind, so it draws the charts only."""
+        """The page: the charts, then all figures. Bars of IPFS against MinIO would say that both promise the same."""
         drawings = [(chart.title, _drawing(chart)) for chart in self.charts]
-        text = f"<pre>{self.markdown().replace('&', '&amp;').replace('<', '&lt;')}</pre>"
+        text = f"<pre>{escape(self.markdown())}</pre>"
         return page.drawn(self.title, [*drawings, ("All figures", text)])
 
     def save(self, folder: Path) -> None:
