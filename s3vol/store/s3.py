@@ -114,7 +114,7 @@ class S3Store:
     async def fetch(self, key: str, length: int) -> tuple[ObjectInfo, Buffer]:
         """See Store.fetch."""
         whole, what = self._key(key), f"fetch {key}"
-        light = self._light(whole, length, reading=True)
+        light = self._light(whole, length, reading=True) if length else None  # a range has no way to say "nothing"
         found = await light.get_with_info(what, whole, 0, length) if light is not None else None
         if found is None:
             return await fetch_in_two(self, key, length)  # or the object is empty: 416 shows no attributes
