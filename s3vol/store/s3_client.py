@@ -35,7 +35,9 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
+from botocore.exceptions import DataNotFoundError, UnknownServiceError
 from botocore.httpsession import URLLib3Session, get_cert_path
+from botocore.loaders import Loader
 from botocore.utils import get_environ_proxies
 from obstore.store import S3Store as FastStore
 from urllib3.exceptions import InsecureRequestWarning
@@ -139,6 +141,33 @@ class Client:
         self.slow.close()
 
 
+class _Models(Loader):
+    """Loads descriptions of services (S3, and those that credentials come from) without a look into 400 others.
+
+    botocore asks for all that have a description of some type before it loads one: half of the time of a first client.
+    """
+
+    def list_available_services(self, type_name: str) -> list[str]:
+        """Folders that may be services; which of them are is seen when one is loaded."""
+        return sorted({name for path in self.search_paths if os.path.isdir(path) for name in os.listdir(path)})
+
+    def load_service_model(self, service_name: str, type_name: str, api_version: str | None = None) -> Any:
+        """Raises UnknownServiceError as botocore's own does, on which a client does without some types."""
+        try:
+            return super().load_service_model(service_name, type_name, api_version)
+        except UnknownServiceError:
+            raise
+        except DataNotFoundError as error:
+            raise UnknownServiceError(service_name=service_name, known_service_names=type_name) from error
+
+
+def _models(session: botocore.session.Session) -> _Models:
+    """With the user's own folders of descriptions (AWS_DATA_PATH), as botocore's own has them."""
+    folders = session.get_config_variable("data_path")
+    paths = folders.split(os.pathsep) if folders else []
+    return _Models([os.path.expanduser(os.path.expandvars(path)) for path in paths])
+
+
 def _session(source: Source, settings: StoreSettings) -> botocore.session.Session:
     session = botocore.session.Session(profile=settings.profile)
     try:
@@ -147,6 +176,7 @@ def _session(source: Source, settings: StoreSettings) -> botocore.session.Sessio
         raise UsageError(f"profile {settings.profile!r}: not in the AWS configuration files") from None
     except botocore.exceptions.BotoCoreError as error:
         raise UsageError(f"the AWS configuration cannot be read: {error}") from None
+    session.register_component("data_loader", _models(session))
     if settings.access_key is not None or settings.secret_key is not None:
         if not settings.access_key or not settings.secret_key:
             raise UsageError(f"{source.url}: an access key and a secret key are needed, only one was given")

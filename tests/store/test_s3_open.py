@@ -10,15 +10,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.loaders import JSONFileLoader
 
 from s3vol.errors import Unavailable, UsageError
 from s3vol.store.base import ABSENT, Capabilities
 from s3vol.store.open import Source, StoreSettings, open_s3, open_store, parse_source
+from s3vol.store.s3_client import connect
 from s3vol.types import Health
 from tests.support.canned import Canned, canned, s3_error
 from tests.support.minio import ACCESS_KEY, REGION, SECRET_KEY, Minio
 from tests.support.s3 import MINIO_CAPABILITIES, settings_for
 from tests.support.tls import certify
+
+
+async def test_a_first_client_does_not_look_into_the_descriptions_of_all_services(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked = list[str]()
+    exists = JSONFileLoader.exists
+
+    def noting(loader: JSONFileLoader, path: str) -> bool:
+        looked.append(path)
+        return exists(loader, path)
+
+    monkeypatch.setattr(JSONFileLoader, "exists", noting)
+    client = await connect(Source("s3", bucket="bucket"), settings_for("http://127.0.0.1:1"))
+    client.close()
+    assert looked
+    assert len(looked) < 50
 
 
 @pytest.mark.parametrize(
