@@ -129,9 +129,9 @@ async def test_more_copies_than_peers_are_refused_in_words(peers: list[ClusterPe
 async def test_a_wrong_password_is_denied(swarm: Swarm) -> None:
     for login in (None, (USER, "wrong")):
         client = ClusterPeer(swarm.nodes[0].cluster_url, login=login)
-        with pytest.raises(Denied, match="user and a password"):
+        with pytest.raises(Denied, match="another user and password"):
             await client.identity(timeout_s=WAIT_S)
-        with pytest.raises(Denied, match="user and a password"):
+        with pytest.raises(Denied, match="another user and password"):
             await client.records("", timeout_s=WAIT_S)
         await client.aclose()
 

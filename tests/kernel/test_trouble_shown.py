@@ -54,7 +54,7 @@ def test_an_error_is_one_line_with_operation_path_and_request(
         here.flush()
         endpoint = here.status()["endpoint"]
     said = {(event["op"], event["path"], event.get("request_id")) for event in troubles(here)}
-    asked = {("fsync", "d/ours", REQUEST_ID), ("read", "d/theirs", REQUEST_ID)}
+    asked = {("fsync", "d/ours", REQUEST_ID), ("open", "d/theirs", REQUEST_ID)}
     assert asked <= said <= asked | {("publish", "d/ours", REQUEST_ID)}
     assert len([event for event in troubles(here) if event["op"] == "fsync"]) == 1
     assert REQUEST_ID in endpoint["last_error"]
