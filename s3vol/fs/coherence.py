@@ -302,7 +302,7 @@ class Coherence:
             if pending is not None:
                 mount.cache.refer(pending)
                 return pending, False
-            found = await self._ask_file(inode, fetch=reading and self._is_worth_fetching(inode))
+            found = await self._ask_file(inode, fetch_bytes=self._worth_fetching_bytes(inode) if reading else 0)
             if found is not None:
                 # No await since the answer was found to be newer than every local change.
                 content = mount.cache.attach(found.info, content_type=found.info.content_type or FILE_TYPE)
@@ -310,10 +310,12 @@ class Coherence:
                     await self._keep(content, found.body)
                 return content, found.changed
 
-    def _is_worth_fetching(self, inode: Inode) -> bool:
-        """True for a small file whose bytes are not here."""
+    def _worth_fetching_bytes(self, inode: Inode) -> int:
+        """The length of a small file whose bytes are not here, else 0."""
         cache, key = self._mount.cache, inode.key
-        return 0 < inode.size <= FETCH_MAX_BYTES and key is not None and not cache.holds(key, inode.version)
+        if inode.size > FETCH_MAX_BYTES or key is None or cache.holds(key, inode.version):
+            return 0
+        return inode.size
 
     async def _keep(self, content: Content, body: Buffer) -> None:
         try:
@@ -322,10 +324,10 @@ class Coherence:
             self._mount.cache.release(content)
             raise
 
-    async def _ask_file(self, inode: Inode, *, fetch: bool = False) -> _Told | None:
+    async def _ask_file(self, inode: Inode, *, fetch_bytes: int = 0) -> _Told | None:
         """HEAD and adopt. None: a local change came in between. PosixError(ESTALE): gone, or of another type.
 
-        With `fetch` the first FETCH_MAX_BYTES come along.
+        So many of its first bytes come along.
         """
         key = inode.key
         if key is None:
@@ -334,8 +336,8 @@ class Coherence:
         count: Count | None = None
         body: Buffer = b""
         with self._mount.learned.asking() as ask:
-            if link_id is None and fetch:
-                info, body = await self._objects.fetch(key, FETCH_MAX_BYTES)
+            if link_id is None and fetch_bytes:
+                info, body = await self._objects.fetch(key, fetch_bytes)
             elif link_id is None:
                 info = await self._objects.head(key)
             else:

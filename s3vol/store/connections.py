@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import h11
 import trio
 
-from s3vol.errors import Denied, S3volError, Unavailable
+from s3vol.errors import Denied, Rejected, S3volError, Unavailable
 from s3vol.store import edge
 from s3vol.store.base import Buffer
 
@@ -99,7 +99,8 @@ class Connections:
     async def exchange(
         self, what: str, method: str, target: str, headers: Mapping[str, str], body: Buffer = b""
     ) -> Reply:
-        """Send a request and read the answer. Raises Unavailable, or Denied for a certificate nobody vouches for.
+        """Send a request and read the answer. Raises Unavailable, Denied for a certificate nobody vouches for,
+        Rejected for headers that are not one line of ASCII each.
 
         `what` is the operation in words, for errors. When cancelled, the server may or may not have seen the request.
         """
@@ -110,6 +111,9 @@ class Connections:
         except trio.TooSlowError:
             line.close()
             raise Unavailable(f"{what}: no answer within {self._timeout_s:g} s") from None
+        except ValueError as error:
+            line.close()
+            raise Rejected(f"{what}: HTTP cannot carry it: {error}") from error
         except (h11.RemoteProtocolError, trio.BrokenResourceError) as error:
             line.close()
             raise Unavailable(f"{what}: the connection broke: {error}") from error

@@ -99,6 +99,8 @@ async def _check(client: Client, source: Source) -> None:
         except botocore.exceptions.ConnectionError as error:
             reason = _reason(error)
             doubt = "is the server running, is this its URL?"
+            if "proxy" in reason:
+                doubt = "the proxy is from HTTP_PROXY or HTTPS_PROXY, and NO_PROXY names hosts that need none"
             if "CERTIFICATE" in reason:
                 doubt = "--ca-bundle FILE names the authorities to trust"
             raise UsageError(f"endpoint {client.endpoint}: cannot connect ({reason}); {doubt}") from error
@@ -110,9 +112,16 @@ async def _check(client: Client, source: Source) -> None:
         raise UsageError(f"endpoint {client.endpoint}: answers, but not as S3 does; is this the port of a console?")
 
 
+_OBJECTS = re.compile(
+    r"<[^>]*>: |(AWSHTTPS?Connection)?\([^()]*(object at 0x|port=)[^()]*\): "
+)  # as urllib3 shows its own
+
+
 def _reason(error: botocore.exceptions.ConnectionError) -> str:
     inner = str(error.kwargs.get("error", error))
-    return re.sub(r"<[^>]*>: |\([^()]*object at 0x[^()]*\): ", "", " ".join(inner.split()))
+    return re.sub(
+        r"<[^>]*>: |(AWSHTTPS?Connection)?\([^()]*(object at 0x|port=)[^()]*\): ", "", " ".join(inner.split())
+    )
 
 
 def explain(reply: Reply, client: Client, source: Source) -> S3volError:

@@ -191,7 +191,7 @@ class S3Store:
         after = None if start_after is None else self._root + start_after
         with_metadata = metadata and self._capabilities.list_metadata
 
-        for wanted in (True, False) if with_metadata else (False,):
+        async def page(wanted: bool) -> Page:
             query = s3_list.query(
                 self._root + prefix,
                 delimiter=delimiter,
@@ -200,12 +200,15 @@ class S3Store:
                 limit=limit,
                 metadata=wanted,
             )
-            try:
-                return await self._page(f"list {prefix}", query, limit, wanted)
-            except ElementTree.ParseError as error:
-                if not wanted:
-                    raise Unavailable(f"list {prefix}: the answer is no listing: {error}") from error
-        raise AssertionError  # a foreign metadata name broke the first page; the one without metadata is an answer
+            return await self._page(f"list {prefix}", query, limit, wanted)
+
+        if with_metadata:
+            with contextlib.suppress(ElementTree.ParseError):  # a foreign metadata name breaks such a page
+                return await page(True)
+        try:
+            return await page(False)
+        except ElementTree.ParseError as error:
+            raise Unavailable(f"list {prefix}: the answer is no listing: {error}") from error
 
     async def _page(self, what: str, query: str, limit: int, wanted_metadata: bool) -> Page:
         """One request. Raises ElementTree.ParseError."""

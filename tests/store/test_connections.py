@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from s3vol.errors import Unavailable
+from s3vol.errors import Rejected, Unavailable
 from s3vol.store.connections import Address, Connections
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nETag: a\r\nETag: b\r\n\r\nok"
@@ -137,10 +137,10 @@ async def test_a_refusal_that_comes_before_the_body_was_read_is_heard() -> None:
         assert (await connections.exchange("ask", "PUT", "/", headers, bytes(100_000))).status == 403
 
 
-@pytest.mark.parametrize("value", ["a\nb: c", "a\rb", "a\r\n\r\nGET / HTTP/1.1"])
-async def test_a_header_cannot_bring_another_one(value: str) -> None:
+@pytest.mark.parametrize("value", ["a\nb: c", "a\rb", "a\r\n\r\nGET / HTTP/1.1", "text/é"])
+async def test_a_header_that_is_no_line_of_ascii_is_refused_and_cannot_bring_another_one(value: str) -> None:
     async with serving(polite) as (connections, _):
-        with pytest.raises(ValueError, match="line break"):
+        with pytest.raises(Rejected, match="ask: HTTP cannot carry it"):
             await connections.exchange("ask", "GET", "/", {**HEADERS, "x": value})
         assert (await connections.exchange("ask", "GET", "/", HEADERS)).body == b"ok"
 

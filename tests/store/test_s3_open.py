@@ -19,7 +19,7 @@ from s3vol.store.s3_client import connect
 from s3vol.types import Health
 from tests.support.canned import Canned, canned, s3_error
 from tests.support.minio import ACCESS_KEY, REGION, SECRET_KEY, Minio
-from tests.support.s3 import MINIO_CAPABILITIES, settings_for
+from tests.support.s3 import MINIO_CAPABILITIES, proxied, settings_for
 from tests.support.tls import certify
 
 
@@ -132,6 +132,13 @@ async def test_a_wrong_endpoint_is_named_at_once(endpoint: str, words: str) -> N
     message = await refusal("bucket", settings_for(endpoint))
     assert endpoint in message
     assert words in message
+    assert "HTTPConnection" not in message  # how the client shows its own objects
+
+
+async def test_a_proxy_that_cannot_be_reached_is_told_from_the_endpoint() -> None:
+    with proxied("http://127.0.0.1:1"):
+        message = await refusal("bucket", settings_for("http://127.0.0.1:9000"))
+    assert "the proxy is from HTTP_PROXY" in message
 
 
 @pytest.mark.parametrize(
