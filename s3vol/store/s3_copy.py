@@ -3,8 +3,9 @@
 Theory of operation. CopyObject ignores conditions on its target, and onto its own key it can leave new bytes under an
 old ETag; CompleteMultipartUpload keeps conditions. Each part is guarded by the source's ETag, so a source that changes
 meanwhile fails the copy and nothing becomes visible. Pieces of 256 MiB are copied side by side, so that no request
-lasts longer than an attempt may (MinIO was measured to copy 200 MB/s). A failed copy aborts its upload; if that fails
-too (the store is down) the parts stay until the bucket's own rule for incomplete uploads removes them.
+lasts longer than an attempt may (MinIO was measured to copy 200 MB/s). A failed copy aborts its upload, in a few tries;
+if none succeeds (the store is down) the parts stay until `s3vol fsck --repair` or the bucket's own rule for incomplete
+uploads removes them.
 
 Small sources are read and written instead: below 128 KiB that is faster than the three requests of an upload (10
 against 19 ms), needs no multipart copy, and works for directory markers, which MinIO refuses as uploads.
@@ -17,7 +18,7 @@ from typing import Protocol
 
 import trio
 
-from s3vol.errors import NotFound, PreconditionFailed, Rejected, Unavailable
+from s3vol.errors import NotFound, PreconditionFailed, Rejected, S3volError, Unavailable
 from s3vol.store import edge
 from s3vol.store.base import Buffer, Condition, Part, Store
 from s3vol.types import KIB, MIB, ObjectInfo
@@ -31,6 +32,7 @@ PIECE_BYTES = 256 * MIB
 _FALLBACK_BYTES = 256 * MIB  # without a multipart copy: the most that is held in memory for a copy
 _PARALLEL = 4
 _ABORT_S = 10.0
+_ABORT_PAUSES_S = (0.1, 0.5, 2.0)
 
 
 class Copier(Store, Protocol):
@@ -115,8 +117,14 @@ async def _copy_parts(store: Copier, source: ObjectInfo, target: str, upload_id:
 
 async def _abort(store: Store, target: str, upload_id: str) -> None:
     # Shielded: a cancelled copy cleans up as well. Bounded: it does not hold up a shutdown.
+    # No retry is above this call: the copy as a whole is what is tried again, with another upload.
     with trio.move_on_after(_ABORT_S, shield=True):
-        try:
-            await store.abort_upload(target, upload_id)
-        except Exception:
-            return  # the copy's own error is the one to report
+        for pause_s in (*_ABORT_PAUSES_S, None):
+            try:
+                await store.abort_upload(target, upload_id)
+            except S3volError as error:
+                if not error.retryable or pause_s is None:
+                    return  # the copy's own error is the one to report
+                await trio.sleep(pause_s)
+            else:
+                return

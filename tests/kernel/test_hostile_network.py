@@ -80,8 +80,11 @@ def _in_bucket(bucket: Bucket, folder: str) -> dict[str, bytes]:
     return found
 
 
-def _check(here: Mounted, bucket: Bucket, workers: list[Worker], *, bound_s: float, unknown: Counter[str]) -> None:
+def _check(
+    here: Mounted, bucket: Bucket, workers: list[Worker], *, bound_s: float, proxy: Hostile | None = None
+) -> None:
     """After healing: what the ledgers allow is what there is, here and in the bucket, and nothing is pending."""
+    unknown = _unknown_uploads(proxy) if proxy else Counter[str]()
     here.flush()
     assert here.status()["dirty_files"] == 0
     for worker in workers:
@@ -91,7 +94,18 @@ def _check(here: Mounted, bucket: Bucket, workers: list[Worker], *, bound_s: flo
         slowest_s, what = worker.slowest
         assert slowest_s < bound_s, f"{what} took {slowest_s:.1f} s"
     assert _peak_bytes(here.pid) < MEMORY_BYTES
-    wait_for(lambda: _no_uploads(bucket, unknown), 30, "unfinished uploads to be aborted")
+    try:
+        wait_for(lambda: _no_uploads(bucket, unknown), 30, "unfinished uploads to be aborted")
+    except TimeoutError as error:
+        raise AssertionError("\n".join([str(error), *_left(bucket, proxy.log if proxy else [])])) from error
+
+
+def _left(bucket: Bucket, log: list[tuple[Request, Fault]]) -> Iterator[str]:
+    """The uploads that are left, each with what became of the requests for its key."""
+    for row in bucket.client.list_multipart_uploads(Bucket=bucket.name).get("Uploads", []):
+        yield f"{row['Key']} {row['UploadId']}"
+        path = f"/{bucket.name}/{row['Key']}?"
+        yield from (f"  {request}: {fault.value}" for request, fault in log if request.target.startswith(path))
 
 
 def _rage(
@@ -108,7 +122,7 @@ def _rage(
     _work([partial(worker.read_elsewhere, there.path) for worker in workers], seconds / 3)
     proxy.heal()
     assert proxy.done(*odds), "nothing was broken, so the test would prove nothing"
-    _check(here, bucket, workers, bound_s=TIMEOUT_S + MARGIN_S, unknown=_unknown_uploads(proxy))
+    _check(here, bucket, workers, bound_s=TIMEOUT_S + MARGIN_S, proxy=proxy)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +195,7 @@ def test_a_server_killed_and_restarted_while_files_are_published_loses_and_tears
             minio.start()
 
     _work([kill_and_restart, *(worker.run for worker in workers)], 8)
-    _check(here, bucket, workers, bound_s=20 + MARGIN_S, unknown=Counter())
+    _check(here, bucket, workers, bound_s=20 + MARGIN_S)
 
 
 def test_a_clock_that_is_off_is_named_in_one_clear_line(bucket: Bucket, mount: MountFactory, proxy: Hostile) -> None:

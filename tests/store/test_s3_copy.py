@@ -176,3 +176,24 @@ async def test_a_copy_whose_upload_was_lost_is_to_be_tried_again_and_not_a_missi
     with pytest.raises(Unavailable):
         await forgetful.copy("source", "target", if_match=etag, metadata={}, condition=ABSENT)
     assert uploads(minio, bucket, "target") == 0
+
+
+class Stubborn(Forgetful):
+    """One whose uploads can only be aborted at the third try."""
+
+    refusals = 2
+
+    async def abort_upload(self, key: str, upload_id: str) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise Unavailable(f"abort upload of {key}: 503 SlowDown")
+        await super().abort_upload(key, upload_id)
+
+
+async def test_an_abort_that_a_busy_store_refuses_is_tried_again(store: S3Store, minio: Minio, bucket: str) -> None:
+    etag = await store.put("source", b"x" * (INLINE_BYTES + 1), metadata={})
+    stubborn = Stubborn(store.client, store.source, store.capabilities)
+    with pytest.raises(Unavailable, match="has lost the upload"):
+        await stubborn.copy("source", "target", if_match=etag, metadata={}, condition=ABSENT)
+    assert stubborn.refusals == 0
+    assert uploads(minio, bucket, "target") == 0

@@ -179,7 +179,7 @@ class Hostile:
                 return _reset(near)
             case Fault.CUT_REQUEST:
                 with self._far() as far:
-                    far.sendall(request.head + request.body[: len(request.body) // 2])
+                    far.sendall(_half(request))
                     far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
                 return _reset(near)
             case Fault.STALL:
@@ -286,6 +286,13 @@ def _header(head: bytes, name: str) -> str:
 
 def _other_etag(found: re.Match[bytes]) -> bytes:
     return found[1] + found[2][::-1]
+
+
+def _half(request: Request) -> bytes:
+    """So little that the store cannot take it for a whole request: one without a body ends with its head."""
+    if not request.body:
+        return request.head[: len(request.head) // 2]
+    return request.head + request.body[: len(request.body) // 2]
 
 
 def _reset(near: socket.socket) -> bool:
