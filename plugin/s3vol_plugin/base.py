@@ -157,8 +157,11 @@ class Usage:
 class Kernel(Protocol):
     """The truth about who uses a volume: the mount tables of all namespaces. Called in threads: reads /proc."""
 
-    def usages(self, device: str, *, besides: str) -> Sequence[Usage]:
-        """Where the file system `device` is mounted, in any mount namespace, except at `besides` in ours."""
+    def usages(self, name: str, device: str, *, besides: str) -> Sequence[Usage]:
+        """Where the file system `device` that the table calls `name` is mounted, except at `besides` in our namespace.
+
+        In any mount namespace. Both count: a device's number is given to another mount as soon as this one is gone.
+        """
         ...
 
     def dead(self, name: str, *, living: str) -> Sequence[Usage]:

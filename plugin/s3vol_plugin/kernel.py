@@ -163,9 +163,11 @@ class _Question(threading.Thread):
 class LinuxKernel:
     """base.Kernel on the running kernel."""
 
-    def usages(self, device: str, *, besides: str) -> Sequence[Usage]:
-        """Where the file system `device` is mounted, in any mount namespace, except at `besides` in ours."""
-        return find_usages(read_namespaces(), lambda mount: mount.device == device, besides=besides)
+    def usages(self, name: str, device: str, *, besides: str) -> Sequence[Usage]:
+        """See Kernel.usages."""
+        return find_usages(
+            read_namespaces(), lambda mount: mount.device == device and mount.source == name, besides=besides
+        )
 
     def dead(self, name: str, *, living: str) -> Sequence[Usage]:
         """Where dead file systems called `name` are mounted, other than the device `living`: what crashes have left.

@@ -95,8 +95,8 @@ class Node:
         uuid, besides = record.volume.uuid, str(self.settings.mountpoint(record.volume.uuid))
         worker = self.workers.get(uuid)
         if worker is not None:
-            device = worker.device
-            found = await trio.to_thread.run_sync(lambda: self.kernel.usages(device, besides=besides))
+            name, device = label(self.settings, record.volume), worker.device
+            found = await trio.to_thread.run_sync(lambda: self.kernel.usages(name, device, besides=besides))
         else:
             found = await self._dead(record.volume, living="")
         self.facts(uuid).uses = len(found)

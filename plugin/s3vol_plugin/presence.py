@@ -16,6 +16,7 @@ import trio
 from s3vol.errors import S3volError
 from s3vol_plugin import mountpoint
 from s3vol_plugin.base import Usage
+from s3vol_plugin.invocation import label
 from s3vol_plugin.kernel import LinuxKernel
 from s3vol_plugin.settings import Settings
 from s3vol_plugin.volume import Volume
@@ -32,8 +33,8 @@ class Presence:
 
     async def users(self, volume: Volume, device: str) -> Sequence[Usage]:
         """Who has the file system `device` of a volume mounted."""
-        besides = str(self._settings.mountpoint(volume.uuid))
-        return await trio.to_thread.run_sync(lambda: self._kernel.usages(device, besides=besides))
+        name, besides = label(self._settings, volume), str(self._settings.mountpoint(volume.uuid))
+        return await trio.to_thread.run_sync(lambda: self._kernel.usages(name, device, besides=besides))
 
     async def put_back(self, volume: Volume, users: Sequence[Usage]) -> None:
         """Mount here what only `users` still have. Raises S3volError when that is impossible."""

@@ -192,7 +192,7 @@ class FakeKernel:
         self.healed: list[tuple[Usage, str]] = []
         self.heal_errors: list[S3volError] = []
 
-    def usages(self, device: str, *, besides: str) -> Sequence[Usage]:
+    def usages(self, name: str, device: str, *, besides: str) -> Sequence[Usage]:
         return list(self.live.get(device, ()))
 
     def dead(self, name: str, *, living: str) -> Sequence[Usage]:

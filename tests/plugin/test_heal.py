@@ -201,7 +201,7 @@ async def test_a_tmpfs_inside_a_dead_volume_refuses_the_healing_and_nothing_is_w
     with Container(Bind(rig.point(volume), target), then=f"mount -t tmpfs none {target}/t") as container:
         device = await rig.crash(volume)
         await rig.start(volume)
-        (usage,) = LinuxKernel().usages(device, besides=str(rig.point(volume)))
+        (usage,) = LinuxKernel().usages(label(rig.settings, volume), device, besides=str(rig.point(volume)))
         with pytest.raises(S3volError, match="restart the container"):
             LinuxKernel().heal(usage, str(rig.point(volume)))
         container.run("touch", f"{target}/t/secret")
@@ -220,7 +220,7 @@ async def test_a_link_that_a_container_put_into_the_volume_does_not_lead_out_of_
         await rig.start(volume)
         (point / "sub").rmdir()
         (point / "sub").symlink_to("/etc")
-        (usage,) = LinuxKernel().usages(device, besides=str(point))
+        (usage,) = LinuxKernel().usages(label(rig.settings, volume), device, besides=str(point))
         with pytest.raises(S3volError, match=f"{target} of process {container.pid}"):
             LinuxKernel().heal(usage, str(point))
         assert container.run("cat", f"{target}/passwd").returncode != 0
@@ -244,7 +244,7 @@ async def test_where_the_kernel_cannot_mount_beneath_the_clone_goes_on_top(rig: 
         }
         command(sys.executable, "-m", "s3vol_plugin.heal", said=json.dumps(request))
         assert container.shell(f"cat {target}/f") == "x"
-        assert LinuxKernel().usages(device, besides=str(point)) == []
+        assert LinuxKernel().usages(label(rig.settings, volume), device, besides=str(point)) == []
         await crash_and_heal(rig, volume)
         assert container.shell(f"cat {target}/f") == "x"
 

@@ -83,23 +83,23 @@ async def test_the_running_kernel_is_read_alive_and_dead(rig: Rig) -> None:
     await rig.start(volume)
     worker = rig.workers.get(volume.uuid)
     assert worker is not None
-    besides = worker.mountpoint
+    name, besides = label(rig.settings, volume), worker.mountpoint
     (rig.point(volume) / "sub dir").mkdir()
     target = rig.folder / "c"
     binds = [Bind(rig.point(volume), target), Bind(rig.point(volume) / "sub dir", rig.folder / "d", read_only=True)]
-    assert kernel.usages(worker.device, besides=besides) == []
+    assert kernel.usages(name, worker.device, besides=besides) == []
     with Container(*binds) as container:
         expected = [
             Usage(container.pid, str(target), "/", False),
             Usage(container.pid, str(rig.folder / "d"), "/sub dir", True),
         ]
-        assert kernel.usages(worker.device, besides=besides) == expected
-        assert kernel.dead(label(rig.settings, volume), living=worker.device) == []
+        assert kernel.usages(name, worker.device, besides=besides) == expected
+        assert kernel.dead(name, living=worker.device) == []
         device = await rig.crash(volume)
         await rig.workers.adopt()
-        assert kernel.usages(device, besides=besides) == expected
-        assert kernel.dead(label(rig.settings, volume), living="") == expected
-    assert kernel.usages(device, besides=besides) == []
+        assert kernel.usages(name, device, besides=besides) == expected
+        assert kernel.dead(name, living="") == expected
+    assert kernel.usages(name, device, besides=besides) == []
 
 
 @pytest.mark.kernel
@@ -112,7 +112,8 @@ async def test_a_second_mount_in_our_own_namespace_is_seen(rig: Rig) -> None:
     second.mkdir()
     command("mount", "--bind", worker.mountpoint, second)
     try:
-        (usage,) = LinuxKernel().usages(worker.device, besides=worker.mountpoint)
+        name = label(rig.settings, volume)
+        (usage,) = LinuxKernel().usages(name, worker.device, besides=worker.mountpoint)
         assert (usage.mountpoint, usage.root) == (str(second), "/")
     finally:
         command("umount", second)

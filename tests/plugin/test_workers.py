@@ -337,6 +337,29 @@ async def test_a_volume_unmounted_by_hand_under_a_container_is_mounted_again_fro
     assert await rig.workers.stop(volume, drain_s=DRAIN_S) == Left(0, 0)
 
 
+async def test_another_volume_that_is_given_the_device_number_of_a_stopped_one_is_not_taken_for_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, other = rig.volume(), rig.volume("other")
+    await rig.start(volume)
+    stopped = rig.workers.get(volume.uuid)
+    assert stopped is not None
+    unmount = mounts.unmount
+
+    def unmount_and_mount_other(path: str) -> None:
+        unmount(path)
+        trio.from_thread.run(rig.start, other)
+
+    monkeypatch.setattr(mounts, "unmount", unmount_and_mount_other)
+    await rig.workers.stop(volume, drain_s=DRAIN_S)
+    monkeypatch.undo()
+    worker = rig.workers.get(other.uuid)
+    assert worker is not None
+    assert worker.device == stopped.device, "the number went to somebody else, so the test would prove nothing"
+    assert mounts.find_mount(str(rig.point(volume))) is None
+    await rig.workers.stop(other, drain_s=DRAIN_S)
+
+
 async def test_a_start_waits_for_the_process_that_is_ending(rig: Rig) -> None:
     volume = rig.volume()
     pid = await rig.start(volume)
