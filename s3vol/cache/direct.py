@@ -1,8 +1,9 @@
 """DirectWriter: puts long runs of bytes on the disk past the page cache. Blocking; called in threads.
 
-Theory of operation. O_DIRECT wants memory, offsets and lengths aligned: the bytes are copied into a buffer that is
-mapped once and used again, whose pages the kernel then hands to the device. Where the file system has no O_DIRECT
-(tmpfs of older kernels, some network disks), the same bytes take the ordinary way, in the same thread.
+Theory of operation. O_DIRECT wants memory, offsets and lengths aligned; the kernel then hands the pages to the device.
+Some stores receive large bodies in aligned memory (store/aligned.py); the bytes of others are copied into a buffer that
+is mapped once and used again. Where the file system has no O_DIRECT (tmpfs of older kernels, some network disks), the
+same bytes take the ordinary way, in the same thread.
 
 Measured on a machine of two cores with a virtual disk: filling 1 GB at 1.3 to 1.6 GB/s past the page cache, at 0.4 to
 0.7 through it.
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 
 import trio
 
+from s3vol.store.aligned import is_aligned
 from s3vol.types import MIB
 
 PAGE_BYTES = max(4096, mmap.PAGESIZE)  # 4,096: the largest logical block of disks in use
@@ -49,17 +51,23 @@ class DirectWriter:
     def _write_directly(self, fd: int, pieces: Sequence[tuple[int, memoryview]]) -> None:
         direct_fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
         try:
-            buffer = self._buffers.pop() if self._buffers else mmap.mmap(-1, _BUFFER_BYTES)
-            with memoryview(buffer) as aligned:
-                for offset, data in pieces:
-                    for at in range(0, len(data), _BUFFER_BYTES):
-                        part = data[at : at + _BUFFER_BYTES]
-                        aligned[: len(part)] = part
-                        with aligned[: len(part)] as filled:
-                            _write_fully(direct_fd, filled, offset + at)
-            self._buffers.append(buffer)
+            for offset, data in pieces:
+                if is_aligned(data, PAGE_BYTES):
+                    _write_fully(direct_fd, data, offset)
+                else:
+                    self._write_copy(direct_fd, data, offset)
         finally:
             os.close(direct_fd)
+
+    def _write_copy(self, direct_fd: int, data: memoryview, offset: int) -> None:
+        buffer = self._buffers.pop() if self._buffers else mmap.mmap(-1, _BUFFER_BYTES)
+        with memoryview(buffer) as aligned:
+            for at in range(0, len(data), _BUFFER_BYTES):
+                part = data[at : at + _BUFFER_BYTES]
+                aligned[: len(part)] = part
+                with aligned[: len(part)] as filled:
+                    _write_fully(direct_fd, filled, offset + at)
+        self._buffers.append(buffer)
 
 
 def _write_fully(fd: int, data: memoryview, offset: int) -> None:

@@ -1,9 +1,9 @@
 """S3 and MinIO as a Store: requests in, values out; no retry, no cache.
 
 Theory of operation. This class puts the prefix before keys, checks what can be checked before anything is sent, and
-gives each request to the event loop (`s3_light`: small ones) or to a thread (`s3_calls`: the rest). A copy, which is
-several requests, is in `s3_copy`. A condition that the endpoint would ignore is refused here: an ignored condition is
-a lost update.
+gives each request to the event loop (`s3_light`: small ones, and large reads without TLS) or to a thread (`s3_calls`:
+the rest). A copy, which is several requests, is in `s3_copy`. A condition that the endpoint would ignore is refused
+here: an ignored condition is a lost update.
 
 Two answers of S3 do not say enough, and a second request settles them. HEAD has no body, so its 404 may be a missing
 bucket, or a proxy that lost its backend; a GET tells (`s3_light`, `s3_calls.head`), and only NoSuchKey becomes
@@ -78,11 +78,14 @@ class S3Store:
         return whole
 
     def _light(self, key: str, body_bytes: int = 0, *, reading: bool = False) -> Light | None:
-        """What does small requests on the event loop, if it can do this one."""
+        """What does requests on the event loop, if it should do this one."""
         client = self._client
-        if body_bytes > LIGHT_BODY_BYTES or (key.endswith("/") and client.encryption.asked):
+        light = client.light
+        if light is None or (key.endswith("/") and client.encryption.asked):
             return None  # s3_calls knows the two ETags of encrypted markers
-        return None if reading and client.settings.checksum != "off" else client.light
+        if reading:
+            return light if client.settings.checksum == "off" and light.can_read(body_bytes) else None
+        return light if body_bytes <= LIGHT_BODY_BYTES else None
 
     async def head(self, key: str) -> ObjectInfo:
         """See Store.head."""

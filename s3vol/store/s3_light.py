@@ -1,8 +1,9 @@
-"""Small requests to S3 on the event loop, each one attempt: HEAD, ranged GET, PUT, DELETE, and pages of a listing.
+"""Requests to S3 on the event loop, each one attempt: HEAD, ranged GET, PUT, DELETE, and pages of a listing.
 
-Theory of operation. These are most of what a file system asks, and each moves so few bytes that a thread or a
-general-purpose client costs more than the request (connections.py says how much). Keys travel exactly as they are,
-those that end in `/` included. Errors are judged by the one table in edge.py.
+Theory of operation. Most of what a file system asks moves so few bytes that a thread or a general-purpose client costs
+more than the request (connections.py says how much). Where there is no TLS, a large GET is as cheap, for its body is
+received where the cache wants it (`can_read`). Keys travel exactly as they are, those that end in `/` included. Errors
+are judged by the one table in edge.py.
 
 HEAD has no body, so a refusal does not say why. MinIO puts its error code into a header; where there is none, a GET of
 one byte of the same key is asked, and its body tells. Only NoSuchKey becomes NotFound (a 404 may be a proxy's).
@@ -10,8 +11,8 @@ one byte of the same key is asked, and its body tells. Only NoSuchKey becomes No
 Reads that are cancelled close their connection. Changes are waited for: one that was cancelled must not land behind a
 later one of the same caller.
 
-Not for endpoints behind a proxy, nor for bodies over `LIGHT_BODY_BYTES`: hashing and copying them would hold up the
-loop. Those go through the clients of s3_client.
+Not for endpoints behind a proxy, nor for sending bodies over `LIGHT_BODY_BYTES`: hashing and copying them would hold up
+the loop. Those go through the clients of s3_client.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from botocore.credentials import RefreshableCredentials
 from s3vol.errors import S3volError, Unavailable
 from s3vol.store import edge, s3_sign
 from s3vol.store import s3_wire as wire
+from s3vol.store.aligned import BLOCK_BYTES
 from s3vol.store.base import Buffer, Condition
 from s3vol.store.connections import Connections, Reply
 from s3vol.types import KIB, ObjectInfo
@@ -59,7 +61,7 @@ class Place:
 
 
 class Light:
-    """Small requests to one bucket. `credentials` None: nothing is signed."""
+    """Requests to one bucket. `credentials` None: nothing is signed."""
 
     def __init__(
         self, connections: Connections, place: Place, credentials: Credentials | None, encryption: Encryption
@@ -70,6 +72,10 @@ class Light:
         self._encryption = encryption
         self._keys: s3_sign.Keys | None = None
         self._keys_until_s = float("-inf")
+
+    def can_read(self, length: int) -> bool:
+        """True when a GET of so many bytes is well done here."""
+        return length <= (BLOCK_BYTES if self._connections.receives_large else LIGHT_BODY_BYTES)
 
     async def head(self, what: str, key: str) -> ObjectInfo:
         """HEAD."""
@@ -90,16 +96,17 @@ class Light:
         headers = {"range": f"bytes={start}-{start + length - 1}", **self._encryption.headers()}
         if if_match is not None:
             headers["if-match"] = wire.quoted(if_match)
-        reply = await self._ask(what, "GET", key, headers=headers)
+        reply = await self._ask(what, "GET", key, headers=headers, in_place=True)
         if reply.status == 416:
             return None
         if reply.status not in (200, 206):
             raise reply.error(what)
         size = _whole_size(what, reply, start)
         expected = min(length, size - start)
-        if len(reply.body) != expected:
-            raise Unavailable(f"{what}: {len(reply.body)} bytes came where {expected} were announced")
-        return _info(key, reply, size), reply.body
+        content = reply.content
+        if len(content) != expected:
+            raise Unavailable(f"{what}: {len(content)} bytes came where {expected} were announced")
+        return _info(key, reply, size), content
 
     async def put(
         self,
@@ -181,6 +188,7 @@ class Light:
         headers: Mapping[str, str] | None = None,
         body: Buffer = b"",
         body_sha256: str = _EMPTY_SHA256,
+        in_place: bool = False,
     ) -> Reply:
         place = self._place
         path = f"{place.path}/{quote(key, safe='/-_.~')}" if key else place.path or "/"
@@ -190,7 +198,8 @@ class Light:
         else:
             request = s3_sign.Request(method, place.host, path, query, sent, body_sha256)
             sent = s3_sign.sign(request, await self._current_keys(what), place.region, time.time())
-        return await self._connections.exchange(what, method, f"{path}?{query}" if query else path, sent, body)
+        target = f"{path}?{query}" if query else path
+        return await self._connections.exchange(what, method, target, sent, body, in_place=in_place)
 
     async def _current_keys(self, what: str) -> s3_sign.Keys:
         """Keys that can expire are renewed by botocore, over the network: in a thread."""
@@ -214,7 +223,7 @@ class Light:
 def _whole_size(what: str, reply: Reply, start: int) -> int:
     """Length of the object that the answer is a piece of."""
     if reply.status == 200 and start == 0:
-        return len(reply.body)
+        return len(reply.content)
     extent = reply.headers.get("content-range", "")  # `bytes 0-9/100`
     total = extent.rpartition("/")[2]
     if not extent.startswith(f"bytes {start}-") or not total.isdecimal():
