@@ -242,6 +242,10 @@ class ContentCache(Protocol):
         """Set or (None) remove a note; durable with the next commit, see `sync_notes`."""
         ...
 
+    async def settle_notes(self) -> None:
+        """Return when all notes so far survive the death of this process; mostly they do by then."""
+        ...
+
     async def sync_notes(self) -> None:
         """Return when all notes so far are on the disk."""
         ...

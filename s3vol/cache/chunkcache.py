@@ -354,6 +354,10 @@ class ChunkCache:
             table[name] = value
         self.parts.journal.enqueue(records.set_note(kind, name, value))
 
+    async def settle_notes(self) -> None:
+        """See `ContentCache.settle_notes`."""
+        await self.parts.journal.settle()
+
     async def sync_notes(self) -> None:
         """See `ContentCache.sync_notes`."""
         await self.parts.saver.flush_records()

@@ -72,6 +72,7 @@ class _Job:
     statements: Sequence[Statement]
     durable: bool
     done: Callable[[S3volError | None], None] | None  # called in the thread
+    number: int = 0  # in the order of handing over
 
 
 class Journal:
@@ -83,6 +84,8 @@ class Journal:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._kept: list[Statement] = []
         self._durable = False
+        self._handed = 0  # number of the last job
+        self._settled = 0  # all jobs up to this number are committed; written by the thread
         self.failures = 0  # failed transactions; written by the thread
         self._thread = threading.Thread(target=self._run, name="s3vol-journal", daemon=True)
 
@@ -215,7 +218,12 @@ class Journal:
     def enqueue(self, statements: Sequence[Statement]) -> None:
         """Apply these after all that was handed over before, soon. No await; failures are retried and counted."""
         if statements:
-            self._jobs.put(_Job(statements, False, None))
+            self._put(_Job(statements, False, None))
+
+    def _put(self, job: _Job) -> None:
+        self._handed += 1
+        job.number = self._handed
+        self._jobs.put(job)
 
     async def commit(self, statements: Sequence[Statement], *, durable: bool) -> None:
         """Apply these; return when they survive a SIGKILL or, `durable`, a power failure.
@@ -232,10 +240,15 @@ class Journal:
             with contextlib.suppress(trio.RunFinishedError):  # nobody is left to be told
                 token.run_sync_soon(ended.set)
 
-        self._jobs.put(_Job(statements, durable, wake))
+        self._put(_Job(statements, durable, wake))
         await ended.wait()
         if failure:
             raise failure[0]
+
+    async def settle(self) -> None:
+        """Return when all that was handed over survives a SIGKILL: at once when it does. Raises like `commit`."""
+        if self._settled < self._handed:
+            await self.commit([], durable=False)
 
     def close(self, *, clean: bool) -> None:
         """Commit what is queued, say that the data is on the disk (`clean`), and stop the thread. Blocking.
@@ -244,7 +257,7 @@ class Journal:
         """
         failure: list[S3volError | None] = []
         last: list[Statement] = [("UPDATE meta SET value='clean' WHERE name='shutdown'", ())] if clean else []
-        self._jobs.put(_Job(last, True, failure.append))
+        self._put(_Job(last, True, failure.append))
         self._jobs.put(None)
         self._thread.join()
         self._connection.close()
@@ -277,6 +290,7 @@ class Journal:
         try:
             self._transact(group, durable)
             self._kept.clear()
+            self._settled = group[-1].number
         except sqlite3.Error as failure:
             error = _translate(failure, self._path)
             self.failures += 1

@@ -97,6 +97,7 @@ class LinkRename:
             return False
         hit(Point.LINK_RENAME_AFTER_STUB)
         cache.note(TOMBSTONES, old, "1")
+        await cache.settle_notes()
         buried_s = trio.current_time()
         try:
             tombstone = await self._objects.bury(stub)

@@ -262,6 +262,7 @@ class Rename:
                 hit(Point.RENAME_AFTER_COPY)
                 replaced, replace = copied, True
                 cache.note(TOMBSTONES, old, "1")
+                await cache.settle_notes()
                 buried_s = trio.current_time()
                 try:
                     tombstone = await self._objects.bury(source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,37 @@ async def test_statements_are_applied_in_the_order_in_which_they_were_handed_ove
     journal, loaded = opened(tmp_path / "journal.db")
     journal.close(clean=True)
     assert loaded.notes["k"] == {"x": "499", "y": "1"}
+
+
+async def test_what_is_settled_is_there_when_the_process_dies_right_then(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    journal, _ = opened(tmp_path / "run/journal.db")
+    for at in range(20):
+        journal.enqueue(records.set_note("k", "x", str(at)))
+        await journal.settle()
+        shutil.copytree(tmp_path / "run", tmp_path / f"killed-{at}")
+        await journal.settle()
+    journal.close(clean=True)
+    for at in range(20):
+        found, loaded = opened(tmp_path / f"killed-{at}/journal.db")
+        found.close(clean=True)
+        assert loaded.notes["k"] == {"x": str(at)}
+
+
+async def test_what_a_refusing_disk_kept_is_not_settled_before_it_is_applied(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    journal, _ = opened(tmp_path / "run/journal.db")
+    await journal.commit(records.set_note("k", "before", "1"), durable=True)
+    with no_file_may_grow(tmp_path / "run/journal.db-wal"):
+        journal.enqueue(records.set_note("k", "kept", "1"))
+        with pytest.raises(S3volError, match=r"journal\.db"):
+            await journal.settle()
+    await journal.settle()
+    shutil.copytree(tmp_path / "run", tmp_path / "killed")
+    journal.close(clean=True)
+    journal, loaded = opened(tmp_path / "killed/journal.db")
+    journal.close(clean=True)
+    assert set(loaded.notes["k"]) == {"before", "kept"}
 
 
 async def test_a_hundred_waiters_share_a_few_commits(tmp_path: Path) -> None:

@@ -260,6 +260,9 @@ class MemoryCache:
         else:
             table[name] = value
 
+    async def settle_notes(self) -> None:
+        await self.sync_notes()
+
     async def sync_notes(self) -> None:
         await trio.lowlevel.checkpoint()
 
