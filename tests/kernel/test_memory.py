@@ -38,12 +38,6 @@ def _stream(mount: MountFactory, bucket: Bucket, size: int, cache_size: str) -> 
 
 
 @pytest.mark.timeout(900)
-def test_2_gib_stream_through_a_512_mib_cgroup(mount: MountFactory, bucket: Bucket) -> None:
-    _stream(mount, bucket, 2 << 30, cache_size="512M")
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(1800)
 def test_4_gib_stream_through_a_512_mib_cgroup(mount: MountFactory, bucket: Bucket) -> None:
     _stream(mount, bucket, 4 << 30, cache_size="1G")
 
