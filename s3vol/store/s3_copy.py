@@ -19,7 +19,6 @@ from typing import Protocol
 import trio
 
 from s3vol.errors import NotFound, PreconditionFailed, Rejected, S3volError, Unavailable
-from s3vol.store import edge
 from s3vol.store.base import Buffer, Condition, Part, Store
 from s3vol.types import KIB, MIB, ObjectInfo
 
@@ -98,20 +97,24 @@ async def _copy_parts(store: Copier, source: ObjectInfo, target: str, upload_id:
     if len(extents) == 1:
         return [await store.copy_whole(target, upload_id, 1, source=source.key, if_match=source.etag)]
     done: dict[int, Part] = {}
+    failures: list[S3volError] = []
     slots = trio.CapacityLimiter(_PARALLEL)
+    async with trio.open_nursery() as nursery:
 
-    async def one(number: int, start: int, length: int) -> None:
-        async with slots:
-            done[number] = await store.copy_part(
-                target, upload_id, number, source=source.key, start=start, length=length, if_match=source.etag
-            )
+        async def one(number: int, start: int, length: int) -> None:
+            try:
+                async with slots:
+                    done[number] = await store.copy_part(
+                        target, upload_id, number, source=source.key, start=start, length=length, if_match=source.etag
+                    )
+            except S3volError as failure:
+                failures.append(failure)
+                nursery.cancel_scope.cancel()
 
-    try:
-        async with trio.open_nursery() as nursery:
-            for number, (start, length) in enumerate(extents, 1):
-                nursery.start_soon(one, number, start, length)
-    except* Exception as group:
-        raise edge.first_error(group) from None
+        for number, (start, length) in enumerate(extents, 1):
+            nursery.start_soon(one, number, start, length)
+    if failures:
+        raise failures[0]
     return [done[number] for number in sorted(done)]
 
 
