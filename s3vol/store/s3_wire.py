@@ -24,6 +24,7 @@ from typing import IO, cast
 from s3vol.errors import MetadataTooLarge, Rejected
 from s3vol.layout import metadata_bytes
 from s3vol.store.base import Buffer, Capabilities
+from s3vol.types import KIB
 
 _NAME = re.compile(r"[0-9a-z!#$%&'*+.^_`|~-]+")  # RFC 9110 token, lower case
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -36,6 +37,9 @@ _Q_SAFE = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345
 
 _SEALED = re.compile(r"20(00|01)0f00[0-9a-f]{88}")  # DARE 2.0: header, 16 bytes, tag
 EMPTY_MD5 = "d41d8cd98f00b204e9800998ecf8427e"
+
+_ASKED_BYTES = 16 * KIB  # what urllib3 reads and sends at a time
+_SENT_BYTES = 256 * KIB  # passes within the shortest time-out at 0.5 MB/s
 
 _NOT_PLAIN_KEY = re.compile(r"[\x00-\x1f\x7f]")
 _SYSTEM_NAMES = frozenset(
@@ -165,7 +169,9 @@ class _File(io.RawIOBase):
     """A buffer as a file, without copying it.
 
     Given bytes, http.client sends them by one `sendall`, whose time-out covers the whole body; given a file it sends
-    blocks, and the time-out covers one block. A slow link is then no failure, and a dead one still is.
+    blocks, and the time-out covers one block. A slow link is then no failure, and a dead one still is. Who asks for
+    blocks of 16 KiB, as urllib3 does, is given larger ones: each is a way through the interpreter, which the event
+    loop needs as well.
     """
 
     def __init__(self, buffer: Buffer) -> None:
@@ -190,6 +196,14 @@ class _File(io.RawIOBase):
         memoryview(target)[: len(piece)] = piece
         self._at += len(piece)
         return len(piece)
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes; more than `size` for who asks for blocks."""
+        if size >= _ASKED_BYTES:
+            size = max(size, _SENT_BYTES)
+        piece = self._view[self._at :] if size < 0 else self._view[self._at : self._at + size]
+        self._at += len(piece)
+        return bytes(piece)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move; returns the position."""

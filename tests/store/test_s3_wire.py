@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -112,3 +113,10 @@ def test_any_buffer_is_a_file_without_a_copy(buffer: bytes) -> None:
     assert file.read(2) == b"78"
     assert file.seek(0) == 0
     assert len(file.read()) == 10
+
+
+def test_who_sends_a_buffer_in_blocks_is_given_all_of_it_in_few() -> None:
+    whole = bytes(range(256)) * 4096 + b"end"
+    blocks = list(iter(partial(wire.as_file(whole).read, 16 << 10), b""))
+    assert b"".join(blocks) == whole
+    assert [len(block) for block in blocks] == [256 << 10] * 4 + [3]
