@@ -34,7 +34,7 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is signed. `path` and `query` as they are sent: encoded, `query` sorted. Header names in lower case."""
+    """What is signed: `path` and `query` as sent, encoded, `query` sorted by name; header names in lower case."""
 
     method: str
     host: str
