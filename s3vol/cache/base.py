@@ -243,7 +243,7 @@ class ContentCache(Protocol):
         ...
 
     async def settle_notes(self) -> None:
-        """Return when all notes so far survive the death of this process; mostly they do by then."""
+        """Return when all notes so far survive the death of this process; a full disk takes them when it has room."""
         ...
 
     async def sync_notes(self) -> None:

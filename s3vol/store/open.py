@@ -112,16 +112,13 @@ async def _check(client: Client, source: Source) -> None:
         raise UsageError(f"endpoint {client.endpoint}: answers, but not as S3 does; is this the port of a console?")
 
 
-_OBJECTS = re.compile(
-    r"<[^>]*>: |(AWSHTTPS?Connection)?\([^()]*(object at 0x|port=)[^()]*\): "
-)  # as urllib3 shows its own
+# As urllib3 shows its own.
+_OBJECTS = re.compile(r"<[^>]*>: |(AWSHTTPS?Connection)?\([^()]*(object at 0x|port=)[^()]*\): ")
 
 
 def _reason(error: botocore.exceptions.ConnectionError) -> str:
     inner = str(error.kwargs.get("error", error))
-    return re.sub(
-        r"<[^>]*>: |(AWSHTTPS?Connection)?\([^()]*(object at 0x|port=)[^()]*\): ", "", " ".join(inner.split())
-    )
+    return _OBJECTS.sub("", " ".join(inner.split()))
 
 
 def explain(reply: Reply, client: Client, source: Source) -> S3volError:
