@@ -196,7 +196,12 @@ class MountOptions:
     )
     readahead: int = field(
         default=32 * MIB,
-        metadata=_about(units.parse_size, "Cache", "Most that is fetched ahead of a sequential reader.", "32M"),
+        metadata=_about(
+            units.parse_size,
+            "Cache",
+            "Most that is fetched ahead of a sequential reader; several at once share a quarter of `memory`.",
+            "32M",
+        ),
     )
     uploads: int = field(default=8, metadata=_about(units.parse_count, "Cache", "Uploads at a time."))
     downloads: int = field(default=8, metadata=_about(units.parse_count, "Cache", "Downloads at a time."))

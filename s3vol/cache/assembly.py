@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import trio
 
+from s3vol.cache.background import Background
 from s3vol.cache.base import CacheSettings
 from s3vol.cache.bodies import Shelf
 from s3vol.cache.budget import ByteBudget
@@ -17,13 +18,13 @@ from s3vol.cache.fetch import Fetcher
 from s3vol.cache.guard import Guard
 from s3vol.cache.journal import Journal
 from s3vol.cache.ledger import Ledger
+from s3vol.cache.loader import Loader
 from s3vol.cache.publish import Publisher
 from s3vol.cache.reader import Reader
 from s3vol.cache.registry import Registry
 from s3vol.cache.saver import Saver
 from s3vol.cache.sender import Sender
 from s3vol.cache.space import Space
-from s3vol.cache.tasks import Background
 from s3vol.cache.writeback import WriteBack
 from s3vol.cache.writer import Writer
 from s3vol.store.base import Store
@@ -84,10 +85,14 @@ def assemble(
         if not content.refs:
             registry.idle(content)
 
+    def filled(content: CachedContent) -> None:
+        writeback.filled(content)
+
     registry = Registry(files, first_content_id, forget)
     space = Space(directory, files, journal, settings, health, registry.drop)
     shelf = Shelf(settings.memory_bytes // 2)  # what two sequential readers have before them at the default
-    fetcher = Fetcher(store, files, space, budget, shelf, settings, health)
+    tasks = Background()
+    fetcher = Fetcher(store, files, space, budget, shelf, settings, health, tasks, filled)
     sender = Sender(store, files, fetcher, journal, ledger, budget, settings, health, cache_id)
     guard = Guard(store)
     keeper = ConflictKeeper(store, sender, guard, budget, settings, health, cache_id, conflicted, tell)
@@ -95,8 +100,7 @@ def assemble(
         store, files, sender, guard, saver, keeper, journal, ledger, budget, settings, health, cache_id, moved
     )
     writeback = WriteBack(publisher, saver, sender, ledger, settings, health, tell)
-    tasks = Background()
-    reader = Reader(files, space, fetcher, writeback, tasks, settings, health)
+    reader = Reader(files, space, fetcher, Loader(files, budget, shelf), tasks, settings, health)
     writer = Writer(
         files, journal, registry, ledger, space, saver, sender, publisher, writeback, tasks, settings, health
     )

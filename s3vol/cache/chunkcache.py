@@ -30,9 +30,9 @@ from s3vol.cache.content import CachedContent
 from s3vol.cache.disk import CacheDirectory, DataFiles, boot_id
 from s3vol.cache.journal import Journal
 from s3vol.cache.replay import replay
-from s3vol.cache.tasks import run_each
 from s3vol.errors import Conflict, NoSpace, PosixError, PreconditionFailed, S3volError, UsageError
 from s3vol.failpoints import Point, hit
+from s3vol.parallel import for_each
 from s3vol.store.base import Buffer, Store
 from s3vol.types import CHUNK_BYTES, NONCE, Event, Health, ObjectInfo, Version
 
@@ -230,7 +230,7 @@ class ChunkCache:
 
     async def sync_all(self) -> None:
         """See `ContentCache.sync_all`."""
-        await run_each(self.parts.saver.sync, list(self.parts.ledger.unsynced), at_once=_SYNCS_AT_ONCE)
+        await for_each(self.parts.ledger.unsynced, self.parts.saver.sync, limit=_SYNCS_AT_ONCE)
 
     # Publishing
 

@@ -27,9 +27,9 @@ from s3vol.cache.guard import Guard
 from s3vol.cache.nonce import parse_attempt
 from s3vol.cache.plan import SMALL_BYTES, Multipart, plan_publish
 from s3vol.cache.sender import Sender
-from s3vol.cache.tasks import run_all
 from s3vol.errors import Conflict, NotFound, PreconditionFailed
 from s3vol.failpoints import Point, hit
+from s3vol.parallel import run_all
 from s3vol.store.base import FILE_TYPE, Part, Store
 from s3vol.types import NONCE, Health, WriteError
 

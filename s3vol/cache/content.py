@@ -116,6 +116,8 @@ class CachedContent:
     unstreamable: bool = False  # streaming failed: the publish sends everything
     fetching: dict[int, trio.Event] = field(default_factory=dict)
     landing: dict[int, trio.Event] = field(default_factory=dict)
+    loading: dict[Range, trio.Event] = field(default_factory=dict)  # what a thread reads for a sequential reader
+    cold: bool = False  # the last large read that looked did not find its bytes in the page cache
     bodies: ContentBodies = field(default_factory=ContentBodies)  # of what is not dirty
     watchers: set[trio.CancelScope] = field(
         default_factory=set
@@ -186,6 +188,13 @@ class CachedContent:
         """Set when a thread has written a chunk of the range, which may then be changed; None: there is no such."""
         for index, over in self.landing.items():
             if index * CHUNK_BYTES < end and start < (index + 1) * CHUNK_BYTES:
+                return over
+        return None
+
+    def loading_in(self, start: int, end: int) -> trio.Event | None:
+        """Set when a thread has read bytes of the range, or given up; None: there is no such."""
+        for (low, high), over in self.loading.items():
+            if low < end and start < high:
                 return over
         return None
 

@@ -1,4 +1,4 @@
-"""DirectWriter: puts long runs of bytes on the disk past the page cache. Blocking; called in threads.
+"""DirectWriter and DirectReader: long runs of bytes to and from the disk, past the page cache. Blocking; for threads.
 
 Theory of operation. O_DIRECT wants memory, offsets and lengths aligned; the kernel then hands the pages to the device.
 Some stores receive large bodies in aligned memory (store/aligned.py); the bytes of others are copied into a buffer that
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import trio
 
-from s3vol.store.aligned import is_aligned
+from s3vol.store.aligned import AlignedBuffers, is_aligned
 from s3vol.types import MIB
 
 PAGE_BYTES = max(4096, mmap.PAGESIZE)  # 4,096: the largest logical block of disks in use
@@ -49,7 +49,7 @@ class DirectWriter:
             _write_fully(fd, data, offset)
 
     def _write_directly(self, fd: int, pieces: Sequence[tuple[int, memoryview]]) -> None:
-        direct_fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+        direct_fd = _open_direct(fd, os.O_WRONLY)
         try:
             for offset, data in pieces:
                 if is_aligned(data, PAGE_BYTES):
@@ -68,6 +68,52 @@ class DirectWriter:
                 with aligned[: len(part)] as filled:
                     _write_fully(direct_fd, filled, offset + at)
         self._buffers.append(buffer)
+
+
+class DirectReader:
+    """Of one cache directory."""
+
+    def __init__(self) -> None:
+        self._memory = AlignedBuffers()
+        self._has_direct = True
+
+    def take(self, length: int) -> memoryview | None:
+        """Memory for `read`; None where there are no direct reads. ValueError for more than a block of it."""
+        return self._memory.take(length) if self._has_direct else None
+
+    def read(self, fd: int, place: memoryview, offset: int) -> bool:
+        """Fill `place` from `offset`, a multiple of PAGE_BYTES; zeros beyond the end of the file. Raises OSError.
+
+        False: this file system has no direct reads.
+        """
+        try:
+            direct_fd = _open_direct(fd, os.O_RDONLY)
+            try:
+                got = _read_pages(direct_fd, place, offset)
+            finally:
+                os.close(direct_fd)
+        except OSError as error:
+            if error.errno not in _HAS_NONE:
+                raise
+            self._has_direct = False
+            return False
+        place[got:] = bytes(len(place) - got)
+        return True
+
+
+def _open_direct(fd: int, flags: int) -> int:
+    return os.open(f"/proc/self/fd/{fd}", flags | os.O_DIRECT | os.O_CLOEXEC)
+
+
+def _read_pages(direct_fd: int, place: memoryview, offset: int) -> int:
+    """How many bytes were read: fewer than there is place for only at the end of the file."""
+    done = 0
+    while done < len(place):
+        got = os.preadv(direct_fd, [place[done:]], offset + done)
+        done += got
+        if not got or done % PAGE_BYTES:
+            break
+    return done
 
 
 def _write_fully(fd: int, data: memoryview, offset: int) -> None:

@@ -40,7 +40,7 @@ from pathlib import Path
 
 import trio
 
-from s3vol.cache.direct import DirectWriter
+from s3vol.cache.direct import PAGE_BYTES, DirectReader, DirectWriter
 from s3vol.cache.extents import Range
 from s3vol.errors import Corrupt, NoSpace, PosixError, S3volError, UsageError
 from s3vol.store.base import Buffer
@@ -186,6 +186,7 @@ class DataFiles:
         self._threads = trio.CapacityLimiter(16)
         self._unsynced_names: set[int] = set()
         self._direct = DirectWriter()
+        self._direct_reads = DirectReader()
 
     def exists(self, content_id: int) -> bool:
         """True when the content has a data file."""
@@ -275,6 +276,22 @@ class DataFiles:
         with self._pin(content_id) as fd:
             await trio.to_thread.run_sync(_read_fully, fd, memoryview(buffer), start, around, limiter=self._threads)
         return buffer
+
+    async def read_direct(self, content_id: int, start: int, length: int) -> memoryview | None:
+        """The bytes past the page cache, zeros beyond the end of the file; None where the disk has no such reads.
+
+        `start` is a multiple of PAGE_BYTES, `length` at most 8 MiB.
+        """
+        place = self._direct_reads.take(-(-length // PAGE_BYTES) * PAGE_BYTES)
+        if place is None or content_id not in self._blocks:
+            return None
+        try:
+            with self._pin(content_id) as fd:
+                read = self._direct_reads.read
+                done = await trio.to_thread.run_sync(read, fd, place, start, limiter=self._threads)
+        except OSError as error:
+            raise _translate(error, "cache disk, direct read") from None
+        return place[:length] if done else None
 
     def write(self, content_id: int, start: int, data: Buffer) -> None:
         """Write all of `data` into the page cache, or raise NoSpace with nothing usable written. No await."""

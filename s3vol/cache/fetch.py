@@ -9,8 +9,8 @@ Every GET carries If-Match. If the content has another base when the answer arri
 was renamed), the answer is thrown away and the look repeated. What arrives is written only into gaps that are there
 now, with no `await` between look and pwrite: a write that came first stays.
 
-A long run (readahead of a sequential reader) *lands*: readers are served from memory at once (cache/bodies.py), and a
-thread writes it past the page cache. Its chunks stay claimed (`fetching`) for those who need them on the disk, and
+What a sequential reader needs *lands*: readers are served from memory at once (cache/bodies.py), and a thread writes it
+past the page cache. Its chunks stay claimed (`fetching`) for those who need them on the disk, and
 nobody changes them (`landing`) until the thread is done.
 
 While a publish is at work the object may already be the new one although we have not seen the reply: a failed
@@ -24,11 +24,13 @@ own fetches evict one another, and would for ever.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import trio
 
+from s3vol.cache.background import Background
 from s3vol.cache.base import CacheSettings
 from s3vol.cache.bodies import Shelf
 from s3vol.cache.budget import ByteBudget
@@ -37,15 +39,15 @@ from s3vol.cache.direct import PAGE_BYTES
 from s3vol.cache.disk import PIECE_BYTES, DataFiles
 from s3vol.cache.extents import Range, RangeSet
 from s3vol.cache.space import Space
-from s3vol.cache.tasks import run_all
-from s3vol.errors import Corrupt, NoSpace, NotFound, PreconditionFailed
+from s3vol.errors import Corrupt, NoSpace, NotFound, PreconditionFailed, S3volError
+from s3vol.parallel import run_all
 from s3vol.store.base import Buffer, Store
-from s3vol.types import CHUNK_BYTES, MIB, Health, Version
+from s3vol.types import CHUNK_BYTES, KIB, MIB, Health, Version
 
 RUN_BYTES = 8 * MIB
 _RUN_CHUNKS = RUN_BYTES // CHUNK_BYTES
 _TRIES = 2  # fetches of one range by one caller before the room is said to be too small for it
-_LANDING_BYTES = 3 * MIB  # a reader's own fetch is shorter: the kernel asks for 1 MiB at most, which touches two chunks
+_LANDING_BYTES = 256 * KIB  # less is copied into the page cache in the time that it takes to ask a thread
 
 
 @dataclass(slots=True)
@@ -55,6 +57,8 @@ class _Run:
     first: int
     last: int
     over: trio.Event
+    error: S3volError | None = None  # why nothing came, for the reader on whose behalf it was asked for
+    overtaken: bool = False  # a publish at work may have replaced the object
 
 
 class _BeingPublished(Exception):
@@ -62,7 +66,10 @@ class _BeingPublished(Exception):
 
 
 class Fetcher:
-    """Of one cache. Raises what the store raises; PreconditionFailed when the version is gone; NoSpace."""
+    """Of one cache. Raises what the store raises; PreconditionFailed when the version is gone; NoSpace.
+
+    `on_filled(content)` is called when fetched bytes of it are on the disk, for the journal to know.
+    """
 
     def __init__(
         self,
@@ -73,22 +80,34 @@ class Fetcher:
         shelf: Shelf,
         settings: CacheSettings,
         health: Health,
+        tasks: Background,
+        on_filled: Callable[[CachedContent], None],
     ) -> None:
         self._store = store
         self._files = files
         self._space = space
         self._budget = budget
         self._shelf = shelf
+        self._tasks = tasks
+        self._on_filled = on_filled
         self._health = health
         self._downloads = trio.Semaphore(settings.downloads)
 
     async def ensure(
-        self, content: CachedContent, start: int, end: int, *, publishing: bool = False, reading: bool = False
+        self,
+        content: CachedContent,
+        start: int,
+        end: int,
+        *,
+        publishing: bool = False,
+        reading: bool = False,
+        landing: bool = False,
     ) -> None:
         """Return when the range was present at a moment after the call, or the content is dropped.
 
-        `publishing`: the caller is the publisher. `reading`: bytes in memory will do (`content.bodies`). Raises NoSpace
-        when there is no room for the range, or not for long enough.
+        `publishing`: the caller is the publisher. `reading`: bytes in memory will do (`content.bodies`). `landing`: for
+        a sequential reader, so the page cache need not have them. Raises NoSpace when there is no room for the range,
+        or not for long enough.
         """
         tries = 0
         while not content.dropped and (missing := content.absent(start, end)):
@@ -105,11 +124,34 @@ class Fetcher:
                     f"{content.key}: {end - start} bytes do not stay in a cache of this size until all are there"
                 )
             tries += 1
-            try:
-                await run_all([partial(self._fetch, content, run, publishing) for run in runs])
-            finally:
-                for run in runs:
-                    _release(content, run)
+            if reading and landing and self._tasks.nursery is not None:
+                error = await self._fetch_bodies(content, runs, self._tasks.nursery)
+                if error is not None and not content.bodies.covers(start, end):
+                    raise error
+            else:
+                try:
+                    await run_all([partial(self._fetch, content, run, publishing, landing) for run in runs])
+                finally:
+                    for run in runs:
+                        _release(content, run)
+            if any(run.overtaken for run in runs):
+                async with content.publish_lock:
+                    pass  # now that the publisher can have the chunks, semaphore and budget that we had
+
+    async def _fetch_bodies(self, content: CachedContent, runs: list[_Run], nursery: trio.Nursery) -> S3volError | None:
+        """Return when the bytes are in memory, while others bring them to the disk; or why some of them are not."""
+        comes = [run.over for run in runs]
+        for run in runs:
+            nursery.start_soon(self._fetch_for, content, run)
+        for over in comes:
+            await over.wait()
+        return next((run.error for run in runs if run.error is not None), None)
+
+    async def _fetch_for(self, content: CachedContent, run: _Run) -> None:
+        try:
+            await self._fetch(content, run, publishing=False, landing=True)
+        except S3volError as error:
+            run.error = error
 
     def _claim(self, content: CachedContent, missing: list[Range]) -> tuple[list[_Run], trio.Event | None]:
         """Claim the chunks that nobody fetches; the event is that of one that somebody does. No await."""
@@ -134,7 +176,7 @@ class Fetcher:
             at = stop
         return runs, busy
 
-    async def _fetch(self, content: CachedContent, run: _Run, publishing: bool) -> None:
+    async def _fetch(self, content: CachedContent, run: _Run, publishing: bool, landing: bool) -> None:
         start = run.first * CHUNK_BYTES
         end = min((run.last + 1) * CHUNK_BYTES, content.base_limit)
         try:
@@ -144,17 +186,15 @@ class Fetcher:
                     body = await self._get(content, start, end, publishing=publishing)
                     if body is None:
                         pass
-                    elif publishing or end - start < _LANDING_BYTES:
+                    elif not landing or end - start < _LANDING_BYTES:
                         await self._fill(content, start, body)
                     else:
                         await self._land(content, run, start, memoryview(body))
-            return
+            self._on_filled(content)
         except _BeingPublished:
-            pass  # wait for the publisher below, when it can have our chunks, semaphore and budget
+            run.overtaken = True
         finally:
             _release(content, run)
-        async with content.publish_lock:
-            return
 
     async def _get(self, content: CachedContent, start: int, end: int, *, publishing: bool) -> Buffer | None:
         """These bytes of the base, or None when the base changed meanwhile. Takes no budget."""
@@ -177,7 +217,10 @@ class Fetcher:
         return body
 
     async def fill(self, content: CachedContent, body: Buffer) -> None:
-        """Keep what was fetched with the proof that this is the current version; a full disk does not matter."""
+        """Keep what was fetched with the proof that this is the current version; a full disk does not matter.
+
+        The journal is not told: after a restart the next proof brings these bytes again, for less than a record costs.
+        """
         self._health.count("fetched_bytes", len(body))
         base = content.base
         try:

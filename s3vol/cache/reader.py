@@ -7,25 +7,30 @@ disk brings what is around it (cache/readaround.py). A disk without room does no
 memory.
 
 Readahead is decided per read (cache/readahead.py) and done by tasks that nobody waits for; too many of them are not
-begun.
+begun. It fetches what is absent and, while large reads do not find their bytes in the page cache (`cold`), loads what
+the disk has (cache/loader.py). Small reads that seem to be in order may as well be at random, within the slack of a
+stream: what they ask for goes through the page cache, where the next ones find it.
 """
 
 from __future__ import annotations
 
 import trio
 
+from s3vol.cache.background import Background
 from s3vol.cache.base import CacheSettings
 from s3vol.cache.content import CachedContent
 from s3vol.cache.direct import PAGE_BYTES
 from s3vol.cache.disk import DataFiles
 from s3vol.cache.fetch import RUN_BYTES, Fetcher
+from s3vol.cache.loader import Loader
+from s3vol.cache.readahead import Share
+from s3vol.cache.readaround import SMALL_BYTES
 from s3vol.cache.space import Space
-from s3vol.cache.tasks import Background
-from s3vol.cache.writeback import WriteBack
 from s3vol.errors import NoSpace, S3volError, Unavailable
 from s3vol.store.base import Buffer
-from s3vol.types import CHUNK_BYTES, Health
+from s3vol.types import CHUNK_BYTES, MIB, Health
 
+LONG_BYTES = 3 * MIB  # what is fetched ahead and as long goes past the page cache, however small the reads are
 _PREFETCHES_MAX = 32  # queued prefetch tasks; more are not begun, the reader then fetches by itself
 
 
@@ -37,7 +42,7 @@ class Reader:
         files: DataFiles,
         space: Space,
         fetcher: Fetcher,
-        writeback: WriteBack,
+        loader: Loader,
         tasks: Background,
         settings: CacheSettings,
         health: Health,
@@ -45,10 +50,11 @@ class Reader:
         self._files = files
         self._space = space
         self._fetcher = fetcher
-        self._writeback = writeback
+        self._loader = loader
         self._tasks = tasks
         self._settings = settings
         self._health = health
+        self._share = Share(settings.readahead_max_bytes, settings.memory_bytes // 4)  # half of the shelf
         self._prefetches = 0
 
     async def read(self, content: CachedContent, offset: int, length: int) -> Buffer:
@@ -56,29 +62,34 @@ class Reader:
         end = min(offset + length, content.size)
         if end <= offset:
             return b""
-        if content.base_limit and not content.present.covers(offset, content.base_limit):
-            self._read_ahead(content, offset, end)
+        large = end - offset > SMALL_BYTES
+        landing = False
+        if content.base_limit and ((content.cold and large) or not content.present.covers(offset, content.base_limit)):
+            landing = self._read_ahead(content, offset, end, large) and large
         lru = self._space.lru
         for index in range(offset // CHUNK_BYTES, (end - 1) // CHUNK_BYTES + 1):
             lru.use(content, index)
         if content.bodies and (held := content.bodies.serve(offset, end)) is not None:
             return held
-        if content.present.covers(offset, end):
+        if content.present.covers(offset, end) and not content.loading:
             data = self._files.read_now(content.id, offset, end - offset)
             if data is not None:
                 content.around.hit(end - offset)
+                content.cold = False
                 return data
-        return await self._read_slowly(content, offset, length)
+            if large and not content.cold:
+                content.cold = True
+                self._read_ahead(content, offset, end, large)
+        return await self._read_slowly(content, offset, length, landing)
 
-    async def _read_slowly(self, content: CachedContent, offset: int, length: int) -> Buffer:
+    async def _read_slowly(self, content: CachedContent, offset: int, length: int, landing: bool) -> Buffer:
         with trio.move_on_after(self._settings.timeout_s):
             while True:
                 end = min(offset + length, content.size)
                 if end <= offset:
                     return b""
                 try:
-                    await self._fetcher.ensure(content, offset, end, reading=True)
-                    self._writeback.filled(content)
+                    await self._fetcher.ensure(content, offset, end, reading=True, landing=landing)
                 except NoSpace:
                     return await self._fetcher.read_through(content, offset, end - offset)
                 if (held := content.bodies.serve(offset, end)) is not None:
@@ -86,6 +97,9 @@ class Reader:
                 if content.absent(offset, end):
                     if content.dropped:
                         raise ValueError(f"{content.key}: read without a reference")
+                    continue
+                if (loading := content.loading_in(offset, end)) is not None:
+                    await loading.wait()
                     continue
                 before = content.evictions
                 data = self._files.read_now(content.id, offset, end - offset)  # what was just fetched is there
@@ -96,23 +110,30 @@ class Reader:
                     return data
         raise Unavailable(f"{content.key}: no answer within {self._settings.timeout_s:g} s")
 
-    def _read_ahead(self, content: CachedContent, start: int, end: int) -> None:
+    def _read_ahead(self, content: CachedContent, start: int, end: int, large: bool) -> bool:
+        """Begin to fetch what a sequential reader needs next; True when this is one. No await."""
         limit = min(content.base_limit, content.size)
-        found = content.readahead.note(start, end, limit, self._settings.readahead_max_bytes)
+        found = content.readahead.note(start, end, limit, self._share.window_bytes)
         nursery = self._tasks.nursery
         if found is None or nursery is None:
-            return
+            return content.readahead.sequential
+        self._share.begun(content.id, trio.current_time())
         low, high = found
         for at in range(low, high, RUN_BYTES):
-            if self._prefetches < _PREFETCHES_MAX and content.absent(at, min(at + RUN_BYTES, high)):
+            wanted = (large and content.cold) or content.absent(at, min(at + RUN_BYTES, high))
+            if wanted and self._prefetches < _PREFETCHES_MAX:
                 self._prefetches += 1
-                nursery.start_soon(self._prefetch, content, at, min(at + RUN_BYTES, high))
+                nursery.start_soon(self._prefetch, content, at, min(at + RUN_BYTES, high), large)
+        return True
 
-    async def _prefetch(self, content: CachedContent, start: int, end: int) -> None:
+    async def _prefetch(self, content: CachedContent, start: int, end: int, large: bool) -> None:
         try:
-            if not content.dropped:
-                await self._fetcher.ensure(content, start, end)
-                self._writeback.filled(content)
+            if content.dropped:
+                return
+            if content.absent(start, end):
+                await self._fetcher.ensure(content, start, end, landing=large or end - start >= LONG_BYTES)
+            elif large:
+                await self._loader.load(content, start, end)
         except S3volError:
             self._health.count("prefetch_failed")  # nobody waits for it; a reader that needs it gets its own error
         finally:

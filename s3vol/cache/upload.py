@@ -23,9 +23,9 @@ from s3vol.cache.nonce import format_nonce, parts_etag
 from s3vol.cache.plan import Copy, Multipart, Upload, part_at, plan_publish
 from s3vol.cache.sender import Sender
 from s3vol.cache.stream import Stream
-from s3vol.cache.tasks import run_all
 from s3vol.errors import Corrupt, NotFound
 from s3vol.failpoints import Point, hit
+from s3vol.parallel import run_all
 from s3vol.store.base import Part, Store
 from s3vol.types import Version
 

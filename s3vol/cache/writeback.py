@@ -32,8 +32,8 @@ from s3vol.cache.ledger import Ledger
 from s3vol.cache.publish import Publisher
 from s3vol.cache.saver import Saver
 from s3vol.cache.sender import Sender
-from s3vol.cache.tasks import run_each
 from s3vol.errors import Conflict, S3volError, request_of
+from s3vol.parallel import for_each
 from s3vol.types import Health, WriteError
 
 _FIRST_PAUSE_S = 1.0
@@ -231,7 +231,7 @@ class WriteBack:
                 break
             due.append(content)
         if due:
-            await run_each(self._sync, due, at_once=_SYNCS_AT_ONCE)
+            await for_each(due, self._sync, limit=_SYNCS_AT_ONCE)
             next_s = min(next_s, limit_s)
         if self._saver.lazy_since_s is not None:
             wait_s = self._saver.lazy_since_s + limit_s - trio.current_time()

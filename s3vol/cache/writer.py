@@ -19,6 +19,7 @@ from collections.abc import Mapping
 
 import trio
 
+from s3vol.cache.background import Background
 from s3vol.cache.base import CacheSettings, State
 from s3vol.cache.content import CachedContent
 from s3vol.cache.disk import DataFiles
@@ -31,7 +32,6 @@ from s3vol.cache.saver import Saver
 from s3vol.cache.sender import Sender
 from s3vol.cache.space import Space
 from s3vol.cache.stream import Stream, may_begin
-from s3vol.cache.tasks import Background
 from s3vol.cache.writeback import WriteBack
 from s3vol.errors import NoSpace, PosixError, S3volError, Unavailable
 from s3vol.failpoints import Point, hit

@@ -205,6 +205,7 @@ class Coherence:
         if inode.key is None or inode is mount.inodes.root:
             return
         mount.learned.forget(inode.key)
+        mount.learned.suspect(inode.key.removesuffix("/"))
         parent = mount.parent_of(inode.key)
         if parent is not None:
             mount.say(Invalidation(parent.ino, layout.name_of(inode.key).encode()))

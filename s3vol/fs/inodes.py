@@ -75,6 +75,8 @@ class Inode:
     singles: int = 0  # names found one by one since then
     misses: int = 0  # names asked for one by one that were not there, since then
     huge: bool = False  # its first page did not cover all of it
+    ascending: int = 0  # of a huge one: names found in a row, each behind the one before
+    last_found: str = ""  # the last of them
     orphans: list[str] = field(default_factory=list)  # objects that keep its bytes for open handles
 
     @property

@@ -3,6 +3,7 @@
 Theory of operation. A listing tells the attributes of a thousand files; the lookups that follow are answered from
 here. Only positive knowledge is kept: a file that another node has just closed must be found, so "absent" is never an
 answer (close-to-open). One exception: `create` may rely on the lookup that the kernel sent immediately before it.
+That a name was once seen to be nothing is also a reason to look twice when a listing shows it (`seemed_absent`).
 
 Age counts from the moment the request *began*. An answer to a request that began before a change made on this node
 must not overwrite what we know better: each request runs as an `Ask`, and every local change is told to the asks that
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import inf
 
 from s3vol.types import ObjectInfo
 
@@ -95,9 +97,8 @@ class Learned:
         """A lookup found nothing at all at `path`: no file, no directory, no tombstone."""
         if ask.stale(path):
             return
-        if len(self._absent) >= self._limit:
-            self._absent.clear()
         self._absent[path] = ask.at_s
+        self._bound_absent()
 
     def is_absent(self, path: str) -> bool:
         """What `take_absent` would answer; the question does not count."""
@@ -108,6 +109,19 @@ class Learned:
         """True once after a lookup that found nothing at `path`, and began less than `ttl_s` ago."""
         at_s = self._absent.pop(path, None)
         return at_s is not None and self.fresh(at_s)
+
+    def seemed_absent(self, path: str) -> bool:
+        """True when nothing was at `path` once, however long ago, and this node put nothing there since."""
+        return path in self._absent
+
+    def suspect(self, path: str) -> None:
+        """Nothing should be at `path`: who sees it in a listing is to look twice."""
+        self._absent.setdefault(path, -inf)
+        self._bound_absent()
+
+    def trust(self, path: str) -> None:
+        """Something is at `path` after all."""
+        self._absent.pop(path, None)
 
     def forget(self, key: str) -> None:
         """The bucket said that this is no longer so."""
@@ -127,6 +141,10 @@ class Learned:
         for key in [key for key in self._facts if key.startswith(prefix)]:
             del self._facts[key]
         self._absent.clear()
+
+    def _bound_absent(self) -> None:
+        if len(self._absent) > self._limit:
+            self._absent.clear()
 
     def _prune(self) -> None:
         # Two for each that comes: what has expired is gone soon, and no insertion has to pay for a sweep.

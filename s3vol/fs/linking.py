@@ -38,8 +38,8 @@ from s3vol.fs.links import Links
 from s3vol.fs.lookup import Finder, Found
 from s3vol.fs.objects import Objects
 from s3vol.fs.orphans import Orphans
-from s3vol.fs.parallel import alongside
 from s3vol.layout import Link
+from s3vol.parallel import alongside
 from s3vol.store.base import ABSENT, FILE_TYPE, matches
 from s3vol.types import Ino, ObjectInfo
 

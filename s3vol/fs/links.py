@@ -36,7 +36,7 @@ from s3vol.fs.copying import GONE
 from s3vol.fs.learned import Ask
 from s3vol.fs.linkrecord import Count, Doing, Record, count_of
 from s3vol.fs.objects import Objects
-from s3vol.fs.parallel import both, for_each
+from s3vol.parallel import both, for_each
 from s3vol.store.base import ABSENT, Condition, matches
 from s3vol.types import ObjectInfo
 

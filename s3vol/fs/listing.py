@@ -4,6 +4,10 @@ Theory of operation. One LIST brings the attributes of up to a thousand files; e
 into live inodes. Subdirectories come as bare prefixes. Where the store cannot list metadata, files are asked for
 with HEADs side by side, but for those whose ETag and time are as they were a moment ago.
 
+A prefix that nothing is below is no directory. MinIO shows such ones: a PUT over an object can leave a folder on the
+server's disk when its client breaks off (docs/minio.md). To look below each prefix would cost a request for each
+directory, so it is done for those that were found to be nothing before.
+
 Left out: tombstones, `.s3vol` in the root, keys that are no path (counted, once each), and an object `a` beside keys
 `a/...` (counted: the directory is shown, as it is what hides nothing).
 """
@@ -12,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from s3vol import layout
@@ -22,10 +27,11 @@ from s3vol.fs.handles import Row
 from s3vol.fs.inodes import Inode
 from s3vol.fs.learned import Ask
 from s3vol.fs.objects import Objects
-from s3vol.fs.parallel import for_each
+from s3vol.parallel import for_each
 from s3vol.types import ObjectInfo
 
 PAGE_ROWS = 1000  # what S3 returns at most
+WINDOW_ROWS = 300  # about as many files as are opened while what was learned may be believed
 HEADS = 32  # side by side: 1,000 HEADs take 0.27 s on a local MinIO
 FOREIGN_MAX = 10_000  # foreign keys remembered, so that each is counted once
 
@@ -42,7 +48,7 @@ class Listing:
     buried: frozenset[str] = frozenset()  # keys with a tombstone: no file, and not free either
 
     def covers(self, path: str) -> bool:
-        """True when a page that began at the start says whether `path` (no trailing `/`) is there."""
+        """True when a page that began at or before `path` says whether `path` (no trailing `/`) is there."""
         return self.last is None or f"{path}/" <= self.last
 
 
@@ -56,6 +62,22 @@ class Lister:
 
     async def page(self, directory: Inode, cursor: str | None) -> Listing:
         """The page at `cursor` (None: the first)."""
+        listing = await self._list(directory, cursor=cursor, limit=PAGE_ROWS)
+        if cursor is None:
+            directory.listed_s, directory.singles, directory.misses = listing.ask.at_s, 0, 0
+            directory.huge = listing.cursor is not None
+        return listing
+
+    async def window(self, directory: Inode, path: str) -> Listing:
+        """The names from `path` on: a page that says whether `path` (no trailing `/`) is there, if it covers it."""
+        # S3 lists what comes after a key. One character less is before `path`, and nearly always close to it.
+        listing = await self._list(directory, start_after=path[:-1], limit=WINDOW_ROWS)
+        directory.ascending = 0
+        return listing
+
+    async def _list(
+        self, directory: Inode, *, cursor: str | None = None, start_after: str | None = None, limit: int
+    ) -> Listing:
         mount = self._mount
         if directory.key is None:
             raise PosixError(errno.ESTALE, directory.was)
@@ -63,10 +85,13 @@ class Lister:
         with mount.learned.asking() as ask:
             # What is pending now may be published in the background before the reply is here: memory knows better.
             ask.keys.update(content.key for content in mount.cache.pending())
-            page = await mount.store.list(prefix, delimiter=True, cursor=cursor, limit=PAGE_ROWS, metadata=True)
+            page = await mount.store.list(
+                prefix, delimiter=True, cursor=cursor, start_after=start_after, limit=limit, metadata=True
+            )
             objects, buried = await self._complete(page.objects, prefix)
-        folders = set(page.prefixes)
-        rows = [self._folder(key, ask) for key in page.prefixes if self._is_shown(key)]
+            empty = await self._nothing_below(page.prefixes)
+        folders = set(page.prefixes) - empty
+        rows = [self._folder(key, ask) for key in page.prefixes if key not in empty and self._is_shown(key)]
         rows += [
             Row(info.key, info, ask.at_s)
             for info in objects
@@ -75,9 +100,6 @@ class Lister:
         rows.sort(key=lambda row: row.key)
         marker = next((info for info in objects if info.key == prefix), None)
         self._learn(directory, rows, marker, ask)
-        if cursor is None:
-            directory.listed_s, directory.singles, directory.misses = ask.at_s, 0, 0
-            directory.huge = page.next_cursor is not None
         last = max((*(info.key for info in page.objects), *page.prefixes), default=prefix)
         end = None if page.next_cursor is None else last
         return Listing(tuple(rows), marker, ask, end, page.next_cursor, buried)
@@ -87,6 +109,20 @@ class Lister:
         asked_s = self._mount.learned.now_s()
         info = await self._objects.head(key)
         return None if info is None or layout.is_tombstone(info) else Row(key, info, asked_s)
+
+    async def _nothing_below(self, prefixes: Iterable[str]) -> set[str]:
+        """Which of these, among those that were nothing when last seen, are no directories."""
+        learned = self._mount.learned
+        empty: set[str] = set()
+
+        async def look(key: str) -> None:
+            if await self._objects.first_below(key) is None:
+                empty.add(key)
+            else:
+                learned.trust(key[:-1])
+
+        await for_each([key for key in prefixes if learned.seemed_absent(key[:-1])], look, limit=HEADS)
+        return empty
 
     async def _complete(self, objects: tuple[ObjectInfo, ...], prefix: str) -> tuple[list[ObjectInfo], frozenset[str]]:
         """The objects with their metadata, without those that have gone; and the keys of tombstones, left out."""

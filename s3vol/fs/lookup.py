@@ -12,6 +12,9 @@ side by side. MinIO walks through the whole directory for the beginning of a nam
 10,000) and through nothing for these two (0.5 ms each, however many others there are). Neighbours of a name that is not
 there are not counted by anybody, so as many misses as a page has rows count as a large directory: files are being made.
 
+Who walks through a large directory in its order (tar, rsync) is answered by windows: when names were found one behind
+the other, the next one is asked for by a listing that begins at it and answers the names that follow as well.
+
 Rejected: believing a listing of a moment ago that there is no such directory. Another node may have made it and closed
 a file in it, which is owed to the next open.
 """
@@ -33,7 +36,7 @@ from s3vol.fs.linkrecord import Count
 from s3vol.fs.links import Links
 from s3vol.fs.listing import PAGE_ROWS, Lister, Listing
 from s3vol.fs.objects import Objects
-from s3vol.fs.parallel import both
+from s3vol.parallel import both
 from s3vol.types import ObjectInfo
 
 LOOK_ROWS = 3  # of a lookup by LIST, 1.2 ms on a local MinIO; two HEADs and what they cost when they miss take 1.8
@@ -107,9 +110,12 @@ class Finder:
             return None
         local = self._local(path, learned=not now)
         if local is not None:
+            _step(parent, path)
             return local
-        if not now and self._lists_first(parent):
-            listing = await self._lister.page(parent, None)
+        walked = self._is_walked(parent, path)
+        if not now and (walked or self._lists_first(parent)):
+            listing = await (self._lister.window(parent, path) if walked else self._lister.page(parent, None))
+            _step(parent, path)
             local = self._local(path, learned=False)  # what this node did meanwhile is newer than the page
             if local is not None:
                 return local
@@ -173,6 +179,11 @@ class Finder:
         again = parent.singles >= SINGLES_MAX and not parent.huge
         return (never or again) and not self._mount.learned.fresh(parent.listed_s)
 
+    def _is_walked(self, parent: Inode, path: str) -> bool:
+        """True when the names of a large directory are asked for in their order, and `path` is the next."""
+        told = self._mount.store.capabilities.list_metadata
+        return told and parent.huge and parent.ascending >= SINGLES_MAX and path > parent.last_found
+
     def _in_listing(self, listing: Listing, path: str) -> Found | None:
         for row in listing.rows:
             if row.is_dir and row.key == f"{path}/":
@@ -231,12 +242,20 @@ class Finder:
             return Found(path, True, ask.at_s, marker)
         if info is not None:
             parent.singles += 1
+            _step(parent, path)
             mount.learned.put(path, info, ask)
             return Found(path, False, ask.at_s, info)
         parent.misses += 1
         if not buried:
             mount.learned.put_absent(path, ask)
         return None
+
+    def recent_file(self, path: str) -> Found | None:
+        """A file with one name, as this node has it or learned it a moment ago; None: it has to be asked. No await."""
+        found = self._local(path, learned=True)
+        if found is None or found.is_dir or (found.info is not None and layout.link_of(found.info) is not None):
+            return None
+        return found
 
     def seems_free(self, path: str) -> bool:
         """What `is_free` would answer; the question does not count. No await."""
@@ -257,6 +276,13 @@ class Finder:
 def _is_large(directory: Inode) -> bool:
     """True when a LIST by the beginning of a name would walk through very many others."""
     return directory.huge or directory.misses >= PAGE_ROWS
+
+
+def _step(directory: Inode, path: str) -> None:
+    """A name in it was found, or its neighbours were."""
+    if directory.huge:
+        directory.ascending = directory.ascending + 1 if path > directory.last_found else 0
+        directory.last_found = path
 
 
 def _pending_info(content: Content) -> ObjectInfo:

@@ -33,9 +33,9 @@ from s3vol.fs.lookup import Finder
 from s3vol.fs.numbers import Numbers
 from s3vol.fs.objects import Objects
 from s3vol.fs.orphans import Orphans
-from s3vol.fs.parallel import for_each
 from s3vol.fs.removal import Removal
 from s3vol.fs.tree import TreeRename
+from s3vol.parallel import for_each
 from s3vol.store.base import Page, Store, Upload, matches
 from s3vol.types import ROOT_INO, Health, ObjectInfo
 

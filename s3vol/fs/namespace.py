@@ -83,7 +83,7 @@ class Namespace:
         mode = stat.S_IFREG | stat.S_IMODE(mode)
         async with mount.claims.hold(Claim(path)):
             free = self._finder.is_free(path)
-            found = None if free else await self._finder.find(directory, path)
+            found = None if free else await self._look(directory, path)
             if found is None:
                 return await self._create_new(directory, path, mode, flags, caller, free=free)
         if flags & os.O_EXCL:
@@ -193,7 +193,14 @@ class Namespace:
 
     async def _existing(self, directory: Inode, path: str) -> Found | None:
         """What is at `path`; the lookup that the kernel has just sent counts."""
-        return None if self._finder.is_free(path) else await self._finder.find(directory, path)
+        return None if self._finder.is_free(path) else await self._look(directory, path)
+
+    async def _look(self, directory: Inode, path: str) -> Found | None:
+        """What is at `path`. A directory that only a listing of its parent has shown may be nothing (docs/minio.md)."""
+        found = await self._finder.find(directory, path)
+        if found is not None and found.is_dir and not found.looked:
+            return await self._finder.find(directory, path, now=True)
+        return found
 
     async def _refuse_existing(self, directory: Inode, path: str) -> None:
         if await self._existing(directory, path) is not None:

@@ -159,7 +159,13 @@ class Objects:
         self._health.count("tombstones_reaped")
 
     async def discard(self, info: ObjectInfo) -> None:
-        """Remove exactly this version; nothing happens when it is another by now."""
+        """Remove exactly this version; nothing happens when it is another by now.
+
+        A condition knows the ETag only, which another node's copy of the same bytes has as well: the nonce tells.
+        """
+        found = await self.head(info.key)
+        if found is None or found.version != info.version:
+            return
         buried_s = trio.current_time()
         try:
             tombstone = await self.bury(info)

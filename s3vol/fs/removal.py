@@ -106,6 +106,7 @@ class Removal:
             mount.learned.changed(key)
             await mount.store.delete(key)
             mount.learned.changed(key)
+            mount.learned.suspect(path)
             self.unname(mount.inodes.at(key), key)
             mount.touch(directory)
 

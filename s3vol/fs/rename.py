@@ -8,6 +8,10 @@ exists, and readers of the new name see the old or the new file whole. Names in 
 there, without an await; open handles then read from the new name, and what the replaced file's handles read was kept
 before (orphans.py).
 
+So the old name need not be asked for first: what was learned of it a moment ago is copied, and the tombstone's
+condition tells. When the file turns out to be gone, the copy is taken back if it was made over nothing and is still
+ours: two nodes that rename one file to one name must not take away each other's.
+
 Both paths are claimed alone, so local writers and closers wait until the names have changed.
 """
 
@@ -34,11 +38,11 @@ from s3vol.fs.linkrename import TOMBSTONES, LinkRename
 from s3vol.fs.lookup import Finder, Found
 from s3vol.fs.objects import Objects
 from s3vol.fs.orphans import Orphans
-from s3vol.fs.parallel import both
 from s3vol.fs.removal import Removal
 from s3vol.fs.replacing import ATTEMPTS, Linked, replace_at
 from s3vol.fs.tree import TreeRename
-from s3vol.store.base import FILE_TYPE, Buffer, Condition
+from s3vol.parallel import both
+from s3vol.store.base import ANY, FILE_TYPE, Buffer, Condition
 from s3vol.types import Ino, ObjectInfo
 
 RENAME_NOREPLACE = 1  # linux/fs.h
@@ -135,10 +139,14 @@ class Rename:
     async def _find(
         self, directory: Inode, new_directory: Inode, old: str, new: str
     ) -> tuple[Found | None, Found | None]:
-        """What is at both names, asked after this call; the kernel's lookup that found no file at `new` counts."""
+        """What is at both names, asked after this call; the kernel's lookup that found no file at `new` counts.
+
+        Over nothing, a file is moved as it was learned a moment ago: the tombstone fails if it is another by now, and
+        if it is none any more the copy is taken back, which could not be done with what it replaces.
+        """
         finder = self._finder
         if new != old and finder.seems_free(new):
-            source = await finder.find(directory, old, now=True)
+            source = finder.recent_file(old) or await finder.find(directory, old, now=True)
             if source is None or not source.is_dir:
                 return source, None
             return source, await finder.find(new_directory, new, now=True)
@@ -233,63 +241,73 @@ class Rename:
     ) -> None:
         """Copy, tombstone, delete; from the start when another node publishes under the old name in between.
 
-        `seen` is what was at the old name after the rename had begun, None: it has to be asked.
+        `seen` is what was at the old name a moment ago, None: it has to be asked.
         """
         cache, learned = self._mount.cache, self._mount.learned
-        created = replaced is None
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                # By chance, else two nodes that rename in opposite directions undo each other's copies for ever.
-                await trio.sleep(random.uniform(0, PAUSE_S * 2**attempt))
-            source = seen or await self._objects.head(old)
-            seen = None
-            if source is None or layout.is_tombstone(source):
-                if replaced is not None and created:
-                    await self._objects.discard(replaced)  # our copy of a file that somebody else renamed away
-                raise PosixError(errno.ENOENT, old)
-            content = cache.attach(source, content_type=source.content_type or FILE_TYPE)
-            try:
-                await cache.publish(content)  # it is clean: waits for a publisher that is just letting go of it
-                body = None
-                if source.size <= SMALL_BYTES:
-                    try:
-                        body = await cache.read(content, 0, source.size)
-                    except GONE:
-                        continue
-                copied = await self._copy(source, new, replaced, body=body, replace=replace)
-                if copied is None:
-                    continue
-                hit(Point.RENAME_AFTER_COPY)
-                replaced, replace = copied, True
-                cache.note(TOMBSTONES, old, "1")
-                await cache.settle_notes()
-                buried_s = trio.current_time()
+        created: ObjectInfo | None = None
+        buried = False
+        cache.note(TOMBSTONES, old, "1")  # before the copy: it is in the journal by the time the tombstone is sent
+        try:
+            for attempt in range(ATTEMPTS):
+                if attempt:
+                    # By chance, else two nodes that rename in opposite directions undo each other's copies for ever.
+                    await trio.sleep(random.uniform(0, PAUSE_S * 2**attempt))
+                source = seen or await self._objects.head(old)
+                seen = None
+                if source is None or layout.is_tombstone(source):
+                    if created is not None:
+                        await self._objects.discard(created)  # our copy of a file that somebody else took away
+                    raise PosixError(errno.ENOENT, old)
+                content = cache.attach(source, content_type=source.content_type or FILE_TYPE)
                 try:
-                    tombstone = await self._objects.bury(source)
-                except GONE:
-                    cache.note(TOMBSTONES, old, None)
-                    continue
-                # No await between the tombstone and the change of names in memory.
-                if content.state is State.CLEAN:
-                    cache.rekey(content, copied)
-                inode = self.renamed(old, new)
-                if inode is not None:
-                    self._coherence.adopt(inode, copied, learned.now_s())
-                    inode.told = inode.version
-            finally:
-                cache.release(content)
-            hit(Point.RENAME_AFTER_TOMBSTONE)
-            await self._clear(old, tombstone, buried_s)
-            hit(Point.RENAME_AFTER_DELETE)
-            return
-        raise Unavailable(f"{old}: other nodes changed it {ATTEMPTS} times while it was to be renamed")
+                    await cache.publish(content)  # it is clean: waits for a publisher that is just letting go of it
+                    made = await self._copy(content, source, new, replaced, replace=replace)
+                    if made is None:
+                        continue
+                    hit(Point.RENAME_AFTER_COPY)
+                    copied, over = made
+                    created = copied if over.absent or (created is not None and over.etag == created.etag) else None
+                    replaced, replace = copied, True
+                    await cache.settle_notes()
+                    buried, buried_s = True, trio.current_time()
+                    try:
+                        tombstone = await self._objects.bury(source)
+                    except GONE:
+                        buried = False
+                        continue
+                    # No await between the tombstone and the change of names in memory.
+                    if content.state is State.CLEAN:
+                        cache.rekey(content, copied)
+                    inode = self.renamed(old, new)
+                    if inode is not None:
+                        self._coherence.adopt(inode, copied, learned.now_s())
+                        inode.told = inode.version
+                finally:
+                    cache.release(content)
+                hit(Point.RENAME_AFTER_TOMBSTONE)
+                await self._clear(old, tombstone, buried_s)
+                hit(Point.RENAME_AFTER_DELETE)
+                return
+            raise Unavailable(f"{old}: other nodes changed it {ATTEMPTS} times while it was to be renamed")
+        finally:
+            if not buried:
+                cache.note(TOMBSTONES, old, None)
 
     async def _copy(
-        self, source: ObjectInfo, new: str, replaced: ObjectInfo | None, *, body: Buffer | None, replace: bool
-    ) -> ObjectInfo | None:
-        """Copy over whatever is at the new name. None: the source is another by now."""
+        self, content: Content, source: ObjectInfo, new: str, replaced: ObjectInfo | None, *, replace: bool
+    ) -> tuple[ObjectInfo, Condition] | None:
+        """Copy over whatever is at the new name, which the condition says. None: the source is another by now."""
+        over = ANY
+        body: Buffer | None = None
+        if source.size <= SMALL_BYTES:
+            try:
+                body = await self._mount.cache.read(content, 0, source.size)
+            except GONE:
+                return None
 
         async def copy(condition: Condition) -> ObjectInfo:
+            nonlocal over
+            over = condition
             try:
                 return await self._copier.copy(source, new, condition, body=body)
             except GONE:
@@ -298,7 +316,7 @@ class Rename:
                 raise
 
         try:
-            return await replace_at(self._mount, self._objects, new, replaced, copy, replace=replace)
+            return await replace_at(self._mount, self._objects, new, replaced, copy, replace=replace), over
         except _Changed:
             return None
 

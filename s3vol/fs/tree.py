@@ -34,8 +34,8 @@ from s3vol.fs.copying import GONE, Copier
 from s3vol.fs.intents import BEAT_S, Intent, Intents
 from s3vol.fs.links import Links
 from s3vol.fs.objects import Objects
-from s3vol.fs.parallel import alongside, for_each
 from s3vol.fs.removal import Removal
+from s3vol.parallel import alongside, for_each
 from s3vol.store import rules
 from s3vol.store.base import ABSENT, ANY, DIRECTORY_TYPE, Condition, matches
 from s3vol.types import ObjectInfo
@@ -113,6 +113,7 @@ class TreeRename:
             self._running.discard(intent.id)
             for prefix in (intent.source, intent.target):
                 self._mount.learned.changed_below(prefix)
+            self._mount.learned.suspect(intent.source[:-1])
 
     async def _move(self, intent: Intent) -> None:
         await self._pending(intent)

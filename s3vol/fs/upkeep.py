@@ -21,9 +21,9 @@ from s3vol.fs.context import Mount
 from s3vol.fs.fileio import FileIO
 from s3vol.fs.links import Links
 from s3vol.fs.orphans import Orphans
-from s3vol.fs.parallel import for_each
 from s3vol.fs.rename import Rename
 from s3vol.fs.tree import TreeRename
+from s3vol.parallel import for_each
 from s3vol.store.base import Unpublished
 
 PARALLEL = 16  # the cache bounds uploads itself; this only keeps them busy

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on the event loop: h11 decides, trio carries.
+"""HTTP/1.1 on the event loop: trio carries; what an answer means is seen at once (plain_answer.py) or said by h11.
 
 Theory of operation. An exchange takes an idle connection or makes one, sends head and body in one piece, and reads the
 answer to its end. Only a connection that both sides leave between two exchanges goes back to the idle ones; on any
@@ -6,16 +6,17 @@ error, cancellation included, it is closed, and with it an answer that nobody wa
 which something can be read is not used: the server has closed it. A server that restarted thus costs no failed
 request, but for the moment between the look and the request, which is an error like every other.
 
-h11 judges answers. It is told the method of a request only, and its head is written here: h11 would look at each of our
-fifteen headers with two regular expressions, a quarter of a small request's processor time, and what could be wrong
-with them was refused before (s3_wire), but for line breaks.
+A request's head is written here: h11 would look at each of our fifteen headers with two regular expressions, and what
+could be wrong with them was refused before (s3_wire), but for line breaks. An answer whose head is plain is read here
+as well; for any other h11 is told of the request, and gets what has come so far.
 
 The connection used last is used next, so that those of a burst grow old; an old one is not used, for what is between
 us and the server (NAT, load balancers) may have forgotten it without a word.
 
-A large body of known length does not pass through h11: it is received where it is to stay, in aligned memory, so that
-the processor moves each byte once before the cache has it. The kernel is told to wake us for a quarter of a megabyte.
-That is for connections without TLS, whose records would come one by one: see `receives_large`.
+A large body of known length is received where it is to stay, in aligned memory, so that the processor moves each byte
+once before the cache has it, and sent from where it is. The kernel is told to wake us for
+a quarter of a megabyte. While such a body moves, time-outs count silence: a slow link is no failure, a dead one is.
+That is for connections without TLS, whose records would hold up the loop one by one: see `carries_large`.
 
 Rejected: threads with a client that blocks. The way into a thread and back costs 250 µs of processor time where the
 request takes 190 itself (obstore, PUT of 4 KiB), most of it for handing over the interpreter's lock. httpx: layers on
@@ -35,15 +36,16 @@ import h11
 import trio
 
 from s3vol.errors import Denied, Rejected, S3volError, Unavailable
-from s3vol.store import edge
+from s3vol.store import edge, plain_answer
 from s3vol.store.aligned import BLOCK_BYTES, AlignedBuffers
 from s3vol.store.base import Buffer
 
 _READ_BYTES = 64 << 10
-_HEAD_MAX_BYTES = 64 << 10  # S3 allows 8 KiB of headers; proxies add theirs
 _BODY_MAX_BYTES = 64 << 20  # a page of a listing with metadata has 2 MiB at most; more is a server that ignores Range
 _HOST = [("host", "server")]
-_LARGE_BYTES = 128 << 10  # bodies over this are received in place
+LARGE_BYTES = 128 << 10
+"""Bodies over this are received in place, and sent piece by piece."""
+
 _WAKE_BYTES = 256 << 10  # on loopback as few wake-ups as with 2 MiB; over a network no later than the next request
 _IDLE_MAX_S = 30.0  # less than what load balancers keep an idle connection for (AWS: 60 s)
 
@@ -86,7 +88,6 @@ class _Line:
 
     def __init__(self, stream: trio.abc.Stream, carrier: trio.socket.SocketType) -> None:
         self.stream = stream
-        self.http = _new_http()
         self.idle_since_s = 0.0
         self._socket = carrier
         self._readable = select.poll()
@@ -101,14 +102,8 @@ class _Line:
         """True without TLS."""
         return isinstance(self.stream, trio.SocketStream)
 
-    async def receive_into(self, body: memoryview, silence_s: float) -> None:
-        """Fill `body` with what comes. Raises TooSlowError after `silence_s` without anything.
-
-        h11 does not see it, and has to be replaced.
-        """
-        early, _ = self.http.trailing_data
-        if len(early) > len(body):
-            raise h11.RemoteProtocolError("more came than was announced")
+    async def receive_into(self, body: memoryview, early: bytes, silence_s: float) -> None:
+        """Fill `body` with what has come and what comes. Raises TooSlowError after `silence_s` without anything."""
         body[: len(early)] = early
         at = len(early)
         wake_bytes = 0
@@ -126,20 +121,15 @@ class _Line:
             raise trio.BrokenResourceError(str(error)) from error
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
+    async def send_from(self, body: memoryview, silence_s: float) -> None:
+        """Send `body` as it is. Raises TooSlowError when the server takes nothing for `silence_s`."""
+        for at in range(0, len(body), _WAKE_BYTES):
+            with trio.fail_after(silence_s):
+                await self.stream.send_all(body[at : at + _WAKE_BYTES])
+
     def close(self) -> None:
         """At once, without a farewell."""
         self._socket.close()
-
-    def begin_anew(self) -> bool:
-        """Be ready for another exchange; False when one side said that it closes."""
-        http = self.http
-        if http.our_state is h11.DONE and http.their_state is h11.DONE:
-            http.start_next_cycle()
-        return http.their_state is h11.IDLE
-
-
-def _new_http() -> h11.Connection:
-    return h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_MAX_BYTES)
 
 
 class Connections:
@@ -154,8 +144,8 @@ class Connections:
         self._memory = AlignedBuffers()
 
     @property
-    def receives_large(self) -> bool:
-        """True when large bodies are received in place; else they are better not asked for here."""
+    def carries_large(self) -> bool:
+        """True when large bodies are received in place and sent in pieces; else they are better not moved here."""
         return self._address.tls is None
 
     async def exchange(
@@ -177,7 +167,8 @@ class Connections:
         line = self._take() or await self._connect(what)
         try:
             with trio.fail_after(self._timeout_s) as scope:
-                reply = await self._converse(line, scope if in_place else None, method, target, headers, body)
+                refused = await self._send(line, scope, method, target, headers, body)
+                reply, goes_on = await self._receive(line, scope, method, refused, in_place)
         except trio.TooSlowError:
             line.close()
             raise Unavailable(f"{what}: no answer within {self._timeout_s:g} s") from None
@@ -190,7 +181,10 @@ class Connections:
         except BaseException:
             line.close()
             raise
-        self._give_back(line)
+        if goes_on:
+            self._keep(line)
+        else:
+            line.close()
         return reply
 
     def _take(self) -> _Line | None:
@@ -202,10 +196,7 @@ class Connections:
             line.close()
         return None
 
-    def _give_back(self, line: _Line) -> None:
-        if not line.begin_anew():
-            line.close()
-            return
+    def _keep(self, line: _Line) -> None:
         line.idle_since_s = trio.current_time()
         self._idle.append(line)
         if len(self._idle) > self._idle_max:
@@ -241,69 +232,109 @@ class Connections:
         while self._idle:
             self._idle.pop().close()
 
-    async def _converse(
+    async def _send(
         self,
         line: _Line,
-        in_place: trio.CancelScope | None,
+        scope: trio.CancelScope,
         method: str,
         target: str,
         headers: Mapping[str, str],
         body: Buffer,
-    ) -> Reply:
-        """One exchange. `in_place`: its scope, whose deadline goes when a large body comes, for as long as it comes."""
-        http = line.http
-        http.send(h11.Request(method=method, target="/", headers=_HOST))  # what the answer means depends on the method
-        http.send(h11.EndOfMessage())
-        refused: trio.BrokenResourceError | None = None
+    ) -> trio.BrokenResourceError | None:
+        """Send a request. When the server does not want all of it, that is returned: it may have answered, and closed.
+
+        The deadline of `scope` goes while a large body moves, for as long as it moves.
+        """
+        head, view = _head(method, target, headers), memoryview(body).cast("B")
         try:
-            await line.stream.send_all(b"".join((_head(method, target, headers), body)))
+            if len(view) > LARGE_BYTES:
+                await line.stream.send_all(head)
+                scope.deadline = math.inf
+                await line.send_from(view, self._timeout_s)
+                scope.deadline = trio.current_time() + self._timeout_s
+            else:
+                await line.stream.send_all(b"".join((head, view)))
         except trio.BrokenResourceError as error:
-            refused = error  # the server may have answered and closed before it had read everything: look
-        response: h11.Response | None = None
-        content: list[bytes] = []
-        length = 0
-        while True:
-            event = http.next_event()
-            if event is h11.NEED_DATA:
-                try:
-                    http.receive_data(bytes(await line.stream.receive_some(_READ_BYTES)))
-                except trio.BrokenResourceError as error:
-                    raise refused or error from None
-            elif isinstance(event, h11.Response):
-                response = event
-                large_bytes = _large_bytes(response) if in_place and line.is_plain else 0
-                if in_place and large_bytes:
-                    in_place.deadline = math.inf
-                    place = self._memory.take(large_bytes)
-                    await line.receive_into(place, self._timeout_s)
-                    if not _closes(response):
-                        line.http = _new_http()
-                    return Reply(response.status_code, _headers(response), b"", place)
-            elif isinstance(event, h11.Data):
-                content.append(bytes(event.data))
-                length += len(event.data)
-                if length > _BODY_MAX_BYTES:
-                    raise h11.RemoteProtocolError(f"an answer of more than {_BODY_MAX_BYTES} bytes")
-            elif isinstance(event, h11.EndOfMessage) and response is not None:
-                break
-            elif isinstance(event, h11.ConnectionClosed):
-                raise h11.RemoteProtocolError("closed without an answer")
-        return Reply(response.status_code, _headers(response), b"".join(content))
+            scope.deadline = trio.current_time() + self._timeout_s
+            return error
+        return None
+
+    async def _receive(
+        self,
+        line: _Line,
+        scope: trio.CancelScope,
+        method: str,
+        refused: trio.BrokenResourceError | None,
+        in_place: bool,
+    ) -> tuple[Reply, bool]:
+        """Read an answer; and whether the connection is good for another exchange. `refused`: what broke while sending.
+
+        The deadline of `scope` goes while a large body moves, for as long as it moves.
+        """
+        try:
+            received = b""
+            while not plain_answer.is_complete(received):
+                more = bytes(await line.stream.receive_some(_READ_BYTES))
+                received += more
+                if not more:
+                    break
+            head = plain_answer.parse(received, method)
+            if head is None or len(received) - head.head_bytes > head.body_bytes:
+                return await _by_h11(line.stream, method, received)
+            early = received[head.head_bytes :]
+            goes_on = not head.closes and refused is None
+            if in_place and line.is_plain and LARGE_BYTES < head.body_bytes <= BLOCK_BYTES and head.status < 300:
+                scope.deadline = math.inf
+                place = self._memory.take(head.body_bytes)
+                await line.receive_into(place, early, self._timeout_s)
+                return Reply(head.status, head.headers, b"", place), goes_on
+            return Reply(head.status, head.headers, await _rest(line.stream, early, head.body_bytes)), goes_on
+        except trio.BrokenResourceError as error:
+            raise refused or error from None
 
 
-def _large_bytes(response: h11.Response) -> int:
-    """The length of a body that is to be received in place; 0 when it is not."""
-    headers = dict(response.headers)  # h11 refuses a length that is none, and several that differ
-    if response.status_code not in (200, 206) or b"transfer-encoding" in headers:
-        return 0
-    length = int(headers.get(b"content-length", b"0"))
-    return length if _LARGE_BYTES < length <= BLOCK_BYTES else 0
+async def _rest(stream: trio.abc.Stream, early: bytes, length: int) -> bytes:
+    """A body of known length, of which some is here."""
+    if len(early) == length:
+        return early
+    if length > _BODY_MAX_BYTES:
+        raise h11.RemoteProtocolError(f"an answer of more than {_BODY_MAX_BYTES} bytes")
+    pieces, came = [early], len(early)
+    while came < length:
+        piece = bytes(await stream.receive_some(min(_READ_BYTES, length - came)))
+        if not piece:
+            raise h11.RemoteProtocolError(f"closed after {came} of {length} bytes")
+        pieces.append(piece)
+        came += len(piece)
+    return b"".join(pieces)
 
 
-def _closes(response: h11.Response) -> bool:
-    """True when the server says that this was its last answer here (RFC 9112, 9.3)."""
-    tokens = b",".join(value for name, value in response.headers if name == b"connection").lower()
-    return response.http_version < b"1.1" or b"close" in [token.strip() for token in tokens.split(b",")]
+async def _by_h11(stream: trio.abc.Stream, method: str, received: bytes) -> tuple[Reply, bool]:
+    """An answer that is not plain, of which some is here."""
+    http = h11.Connection(h11.CLIENT, max_incomplete_event_size=plain_answer.HEAD_MAX_BYTES)
+    http.send(h11.Request(method=method, target="/", headers=_HOST))  # what the answer means depends on the method
+    http.send(h11.EndOfMessage())
+    http.receive_data(received)
+    response: h11.Response | None = None
+    content: list[bytes] = []
+    length = 0
+    while True:
+        event = http.next_event()
+        if event is h11.NEED_DATA:
+            http.receive_data(bytes(await stream.receive_some(_READ_BYTES)))
+        elif isinstance(event, h11.Response):
+            response = event
+        elif isinstance(event, h11.Data):
+            content.append(bytes(event.data))
+            length += len(event.data)
+            if length > _BODY_MAX_BYTES:
+                raise h11.RemoteProtocolError(f"an answer of more than {_BODY_MAX_BYTES} bytes")
+        elif isinstance(event, h11.EndOfMessage) and response is not None:
+            break
+        elif isinstance(event, h11.ConnectionClosed):
+            raise h11.RemoteProtocolError("closed without an answer")
+    goes_on = http.our_state is h11.DONE and http.their_state is h11.DONE and not http.trailing_data[0]
+    return Reply(response.status_code, _headers(response), b"".join(content)), goes_on
 
 
 def _head(method: str, target: str, headers: Mapping[str, str]) -> bytes:

@@ -1,7 +1,7 @@
 """S3 and MinIO as a Store: requests in, values out; no retry, no cache.
 
 Theory of operation. This class puts the prefix before keys, checks what can be checked before anything is sent, and
-gives each request to the event loop (`s3_light`: small ones, and large reads without TLS) or to a thread (`s3_calls`:
+gives each request to the event loop (`s3_light`: small ones, and large bodies without TLS) or to a thread (`s3_calls`:
 the rest). A copy, which is several requests, is in `s3_copy`. A condition that the endpoint would ignore is refused
 here: an ignored condition is a lost update.
 
@@ -85,7 +85,7 @@ class S3Store:
             return None  # s3_calls knows the two ETags of encrypted markers
         if reading:
             return light if client.settings.checksum == "off" and light.can_read(body_bytes) else None
-        return light if body_bytes <= LIGHT_BODY_BYTES else None
+        return light if light.can_send(body_bytes) else None
 
     async def head(self, key: str) -> ObjectInfo:
         """See Store.head."""
@@ -148,7 +148,7 @@ class S3Store:
             what, whole, body, metadata=encoded, content_type=content_type, condition=condition, checksum=checksum
         )
         if checked:
-            s3_calls.check_body(what, body, etag)
+            await _check_body(what, body, etag)
         return etag
 
     async def copy(
@@ -238,16 +238,15 @@ class S3Store:
     async def upload_part(self, key: str, upload_id: str, number: int, body: Buffer) -> Part:
         """See Store.upload_part."""
         rules.check_part(number, memoryview(body).nbytes, self._capabilities)
-        return await self._client.change(
-            f"upload part {number} of {key}",
-            _upload_part,
-            self._client,
-            self._key(key),
-            upload_id,
-            number,
-            body,
-            self._capabilities.etag_is_md5,
-        )
+        whole, what = self._key(key), f"upload part {number} of {key}"
+        checked = self._capabilities.etag_is_md5
+        light = self._light(whole, memoryview(body).nbytes)
+        if light is None:
+            return await self._client.change(what, _upload_part, self._client, whole, upload_id, number, body, checked)
+        etag = await light.upload_part(what, whole, upload_id, number, body)
+        if checked:
+            await _check_body(what, body, etag)
+        return Part(number, etag)
 
     async def copy_part(
         self, key: str, upload_id: str, number: int, *, source: str, start: int, length: int, if_match: str
@@ -314,6 +313,13 @@ class S3Store:
     async def aclose(self) -> None:
         """Close the connections."""
         self._client.close()
+
+
+async def _check_body(what: str, body: Buffer, etag: str) -> None:
+    if memoryview(body).nbytes <= LIGHT_BODY_BYTES:
+        s3_calls.check_body(what, body, etag)
+    else:
+        await trio.to_thread.run_sync(s3_calls.check_body, what, body, etag)
 
 
 def _put(client: Client, key: str, content: s3_calls.Content, condition: Condition, checked: bool) -> str:

@@ -19,6 +19,7 @@ from typing import Protocol
 import trio
 
 from s3vol.errors import NotFound, PreconditionFailed, Rejected, S3volError, Unavailable
+from s3vol.parallel import for_each
 from s3vol.store.base import Buffer, Condition, Part, Store
 from s3vol.types import KIB, MIB, ObjectInfo
 
@@ -97,24 +98,14 @@ async def _copy_parts(store: Copier, source: ObjectInfo, target: str, upload_id:
     if len(extents) == 1:
         return [await store.copy_whole(target, upload_id, 1, source=source.key, if_match=source.etag)]
     done: dict[int, Part] = {}
-    failures: list[S3volError] = []
-    slots = trio.CapacityLimiter(_PARALLEL)
-    async with trio.open_nursery() as nursery:
 
-        async def one(number: int, start: int, length: int) -> None:
-            try:
-                async with slots:
-                    done[number] = await store.copy_part(
-                        target, upload_id, number, source=source.key, start=start, length=length, if_match=source.etag
-                    )
-            except S3volError as failure:
-                failures.append(failure)
-                nursery.cancel_scope.cancel()
+    async def one(piece: tuple[int, tuple[int, int]]) -> None:
+        number, (start, length) = piece
+        done[number] = await store.copy_part(
+            target, upload_id, number, source=source.key, start=start, length=length, if_match=source.etag
+        )
 
-        for number, (start, length) in enumerate(extents, 1):
-            nursery.start_soon(one, number, start, length)
-    if failures:
-        raise failures[0]
+    await for_each(enumerate(extents, 1), one, limit=_PARALLEL)
     return [done[number] for number in sorted(done)]
 
 

@@ -1,9 +1,9 @@
-"""Requests to S3 on the event loop, each one attempt: HEAD, ranged GET, PUT, DELETE, and pages of a listing.
+"""Requests to S3 on the event loop, each one attempt: HEAD, ranged GET, PUT, DELETE, parts, and pages of a listing.
 
 Theory of operation. Most of what a file system asks moves so few bytes that a thread or a general-purpose client costs
-more than the request (connections.py says how much). Where there is no TLS, a large GET is as cheap, for its body is
-received where the cache wants it (`can_read`). Keys travel exactly as they are, those that end in `/` included. Errors
-are judged by the one table in edge.py.
+more than the request (connections.py says how much). Where there is no TLS, a large body is as cheap: it is received
+where the cache wants it, and sent from where it is (`can_read`, `can_send`); only its hash is made in a thread. Keys
+travel exactly as they are, those that end in `/` included. Errors are judged by the one table in edge.py.
 
 HEAD has no body, so a refusal does not say why. MinIO puts its error code into a header; where there is none, a GET of
 one byte of the same key is asked, and its body tells. Only NoSuchKey becomes NotFound (a 404 may be a proxy's).
@@ -11,8 +11,8 @@ one byte of the same key is asked, and its body tells. Only NoSuchKey becomes No
 Reads that are cancelled close their connection. Changes are waited for: one that was cancelled must not land behind a
 later one of the same caller.
 
-Not for endpoints behind a proxy, nor for sending bodies over `LIGHT_BODY_BYTES`: hashing and copying them would hold up
-the loop. Those go through the clients of s3_client.
+Not for endpoints behind a proxy, nor for large bodies over TLS, which would hold up the loop. Those go through the
+clients of s3_client.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from s3vol.store import edge, s3_sign
 from s3vol.store import s3_wire as wire
 from s3vol.store.aligned import BLOCK_BYTES
 from s3vol.store.base import Buffer, Condition
-from s3vol.store.connections import Connections, Reply
-from s3vol.types import KIB, ObjectInfo
+from s3vol.store.connections import LARGE_BYTES, Connections, Reply
+from s3vol.types import ObjectInfo
 
 if TYPE_CHECKING:
     from botocore.credentials import Credentials
 
     from s3vol.store.s3_sse import Encryption
 
-LIGHT_BODY_BYTES = 128 * KIB
+LIGHT_BODY_BYTES = LARGE_BYTES
 """SHA-256 and MD5 of so much take 0.4 ms of the event loop (2-core VM, measured); a thread's way and back 0.25 ms."""
 
 _KEYS_S = 60.0  # keys that can be renewed are asked for this often; botocore renews 15 minutes before they expire
@@ -75,7 +75,11 @@ class Light:
 
     def can_read(self, length: int) -> bool:
         """True when a GET of so many bytes is well done here."""
-        return length <= (BLOCK_BYTES if self._connections.receives_large else LIGHT_BODY_BYTES)
+        return length <= (BLOCK_BYTES if self._connections.carries_large else LIGHT_BODY_BYTES)
+
+    def can_send(self, length: int) -> bool:
+        """True when a body of so many bytes is well sent from here."""
+        return length <= LIGHT_BODY_BYTES or self._connections.carries_large
 
     async def head(self, what: str, key: str) -> ObjectInfo:
         """HEAD."""
@@ -122,7 +126,7 @@ class Light:
         """PUT; returns the ETag. `metadata` is encoded already."""
         headers = {
             "content-type": content_type,
-            "content-length": str(len(body)),
+            "content-length": str(memoryview(body).nbytes),
             **{f"{_META}{name}": value for name, value in metadata.items()},
             **self._encryption.headers(making=True),
         }
@@ -130,10 +134,20 @@ class Light:
             headers["if-none-match"] = "*"
         elif condition.etag is not None:
             headers["if-match"] = wire.quoted(condition.etag)
-        digest = hashlib.sha256(body)
+        digest = await _sha256(body)
         if checksum:
-            headers["x-amz-checksum-sha256"] = base64.b64encode(digest.digest()).decode()
-        reply = await self._change(what, "PUT", key, headers, body, digest.hexdigest())
+            headers["x-amz-checksum-sha256"] = base64.b64encode(digest).decode()
+        reply = await self._change(what, "PUT", key, headers, body, digest.hex())
+        if reply.status != 200:
+            raise reply.error(what)
+        return wire.bare(reply.headers.get("etag"))
+
+    async def upload_part(self, what: str, key: str, upload_id: str, number: int, body: Buffer) -> str:
+        """Send one part of an upload; returns its ETag."""
+        query = f"partNumber={number}&uploadId={quote(upload_id, safe='-_.~')}"
+        headers = {"content-length": str(memoryview(body).nbytes), **self._encryption.headers()}
+        digest = await _sha256(body)
+        reply = await self._change(what, "PUT", key, headers, body, digest.hex(), query)
         if reply.status != 200:
             raise reply.error(what)
         return wire.bare(reply.headers.get("etag"))
@@ -170,12 +184,19 @@ class Light:
         return reply.error(what)
 
     async def _change(
-        self, what: str, method: str, key: str, headers: Mapping[str, str], body: Buffer, body_sha256: str
+        self,
+        what: str,
+        method: str,
+        key: str,
+        headers: Mapping[str, str],
+        body: Buffer,
+        body_sha256: str,
+        query: str = "",
     ) -> Reply:
         await trio.lowlevel.checkpoint_if_cancelled()
         with trio.CancelScope() as scope:
             scope.shield = True  # bounded by the connection's time-outs
-            reply = await self._ask(what, method, key, headers=headers, body=body, body_sha256=body_sha256)
+            reply = await self._ask(what, method, key, query=query, headers=headers, body=body, body_sha256=body_sha256)
         return reply
 
     async def _ask(
@@ -218,6 +239,15 @@ class Light:
             self._keys_until_s = float("inf")
         self._keys = s3_sign.Keys(str(found.access_key), str(found.secret_key), found.token)
         return self._keys
+
+
+async def _sha256(body: Buffer) -> bytes:
+    """Digest of the body; of a large one in a thread, whose end is waited for: the caller may reuse the memory."""
+
+    def digest() -> bytes:
+        return hashlib.sha256(body).digest()
+
+    return digest() if memoryview(body).nbytes <= LIGHT_BODY_BYTES else await trio.to_thread.run_sync(digest)
 
 
 def _whole_size(what: str, reply: Reply, start: int) -> int:

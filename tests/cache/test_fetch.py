@@ -111,21 +111,24 @@ async def test_a_fetch_that_a_publish_overtook_is_thrown_away(rig: Rig) -> None:
         assert await content_of(cache, content) == b"NEW!" * 1000
 
 
-async def test_a_reader_that_meets_the_new_object_before_the_reply_waits_for_the_publish(rig: Rig) -> None:
-    async with rig.cache(serve=False) as cache:
-        content = cache.create("f", META)
-        await cache.truncate(content, 40 * MIB)
-        await cache.publish(content)
-        await cache.parts.space.evict(1 << 40)
-        await cache.write(content, 0, b"new")
+@pytest.mark.parametrize(("serve", "place", "asks"), [(False, 30 * MIB, 1), (True, 30 * MIB, 1), (True, 0, 2)])
+async def test_a_reader_that_meets_the_new_object_before_the_reply_waits_for_the_publish(
+    rig: Rig, serve: bool, place: int, asks: int
+) -> None:
+    async with rig.cache(serve=serve) as cache:
+        content = cache.attach(await rig.put("f", b"x" * (40 * MIB)))
+        await cache.write(content, 30 * MIB - place, b"new")
         gate = rig.faults.hold_reply("complete_upload")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cache.publish, content)
             await gate.entered.wait()
-            nursery.start_soon(cache.read, content, 30 * MIB, 10)
+            before = rig.faults.calls["get"]
+            nursery.start_soon(cache.read, content, place, 10)
             await trio.testing.wait_all_tasks_blocked(0.05)
+            asked = rig.faults.calls["get"] - before
             gate.open()
-        assert bytes(await cache.read(content, 30 * MIB, 10)) == bytes(10)
+        assert asked == asks, "the reader's own request, and that of his readahead at the beginning of the file"
+        assert bytes(await cache.read(content, place, 10)) == b"x" * 10
 
 
 async def test_waiting_readers_do_not_keep_the_budget_that_the_publisher_needs(rig: Rig) -> None:

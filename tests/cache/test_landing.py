@@ -17,6 +17,7 @@ from s3vol.cache.bodies import Body, ContentBodies, Shelf
 from s3vol.cache.chunkcache import ChunkCache
 from s3vol.cache.content import CachedContent
 from s3vol.cache.direct import DirectWriter
+from s3vol.errors import PreconditionFailed
 from s3vol.types import KIB, MIB
 from tests.cache.rig import Rig, content_of
 
@@ -58,7 +59,7 @@ def thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[Thread]:
 
 async def prefetch(cache: ChunkCache, content: CachedContent) -> None:
     """As readahead does it."""
-    await cache.parts.fetcher.ensure(content, *WINDOW)
+    await cache.parts.fetcher.ensure(content, *WINDOW, landing=True)
 
 
 async def on_disk(cache: ChunkCache, content: CachedContent, start: int, end: int) -> bytes:
@@ -94,7 +95,7 @@ async def test_readers_are_served_from_memory_before_the_disk_has_the_bytes(rig:
 async def test_what_has_landed_is_on_the_disk(rig: Rig) -> None:
     async with rig.cache(serve=False) as cache:
         content = cache.attach(await rig.put("f", BODY))
-        await cache.parts.fetcher.ensure(content, 0, SIZE)
+        await cache.parts.fetcher.ensure(content, 0, SIZE, landing=True)
         assert content.present.covers(0, SIZE)
         with dropped_pages(cache, content):
             assert await on_disk(cache, content, 0, SIZE) == BODY
@@ -110,7 +111,7 @@ async def test_gaps_that_begin_and_end_inside_of_pages_are_filled_to_the_byte(ri
         for at, length in ((2 * MIB - 1, 3), (3 * MIB + 4095, 2), (4 * MIB, 4096), (5 * MIB + 100, 50), (SIZE - 5, 5)):
             await cache.write(content, at, b"w" * length)
             model[at : at + length] = b"w" * length
-        await cache.parts.fetcher.ensure(content, 0, SIZE)
+        await cache.parts.fetcher.ensure(content, 0, SIZE, landing=True)
         with dropped_pages(cache, content):
             assert await on_disk(cache, content, 0, SIZE) == model
         assert await content_of(cache, content) == model
@@ -224,7 +225,7 @@ async def test_a_disk_without_direct_writes_takes_the_ordinary_way(rig: Rig, mon
     monkeypatch.setattr(os, "open", _no_direct)
     async with rig.cache(serve=False) as cache:
         content = cache.attach(await rig.put("f", BODY))
-        await cache.parts.fetcher.ensure(content, 0, SIZE)
+        await cache.parts.fetcher.ensure(content, 0, SIZE, landing=True)
         with dropped_pages(cache, content):
             assert await on_disk(cache, content, 0, SIZE) == BODY
 
@@ -243,6 +244,48 @@ async def test_a_disk_that_fails_costs_readahead_and_no_reader(rig: Rig, monkeyp
                 await trio.testing.wait_all_tasks_blocked(0.05)
         monkeypatch.setattr(DirectWriter, "write", write)
         assert await content_of(cache, content) == BODY
+
+
+async def test_the_first_bytes_of_a_sequential_reader_do_not_wait_for_the_disk_either(rig: Rig, thread: Thread) -> None:
+    async with rig.cache() as cache:
+        content = cache.attach(await rig.put("f", BODY[:MIB]))
+        with trio.fail_after(10):
+            assert bytes(await cache.read(content, 0, 128 * KIB)) == BODY[: 128 * KIB]
+        await thread.has_begun()
+        assert not content.present
+        thread.go_on()
+        await cache.parts.fetcher.ensure(content, 0, MIB)
+        with dropped_pages(cache, content):
+            assert await on_disk(cache, content, 0, MIB) == BODY[:MIB]
+        assert rig.faults.calls["get"] == 1
+
+
+async def test_what_a_random_reader_fetched_is_in_the_page_cache(rig: Rig, thread: Thread) -> None:
+    async with rig.cache() as cache:
+        content = cache.attach(await rig.put("f", BODY))
+        assert bytes(await cache.read(content, 5 * MIB + 7, 100)) == BODY[5 * MIB + 7 :][:100]
+        assert content.present.covers(5 * MIB, 6 * MIB)
+        assert not thread.begun.is_set()
+        here = cache.parts.files.read_now(content.id, 5 * MIB, 10)
+        assert here is not None
+        assert bytes(here) == BODY[5 * MIB :][:10]
+
+
+async def test_what_small_reads_in_order_need_is_in_the_page_cache(rig: Rig, thread: Thread) -> None:
+    async with rig.cache() as cache:
+        content = cache.attach(await rig.put("f", BODY[: 3 * MIB]))
+        for at in range(0, 2 * MIB, 4 * KIB):
+            assert bytes(await cache.read(content, at, 4 * KIB)) == BODY[at : at + 4 * KIB]
+        assert not thread.begun.is_set()
+        assert cache.parts.files.read_now(content.id, 0, 2 * MIB) is not None
+
+
+async def test_a_reader_whose_fetch_fails_is_told_why(rig: Rig) -> None:
+    async with rig.cache() as cache:
+        content = cache.attach(await rig.put("f", BODY))
+        await rig.put("f", b"another version")
+        with pytest.raises(PreconditionFailed, match="the version that is being read is gone"):
+            await cache.read(content, 0, 10)
 
 
 async def test_a_sequential_reader_has_every_byte_right_and_each_from_one_request(rig: Rig) -> None:

@@ -302,11 +302,11 @@ async def test_chunks_that_were_evicted_and_fetched_again_survive_a_restart(rig:
     info = await rig.put("f", b"x" * MIB)
     async with rig.cache(serve=False) as cache:
         content = cache.attach(info)
-        await cache.read(content, 0, 10)
+        await cache.read(content, 1000, 10)
         cache.parts.writeback.record_filled()
         await cache.parts.space.evict(1 << 40)
         assert content.present.total == 0
-        await cache.read(content, 0, 10)
+        await cache.read(content, 1000, 10)
     async with rig.cache(serve=False) as cache:
         assert cache.attach(info).present.total == MIB
 
@@ -398,6 +398,21 @@ async def test_notes_are_kept_and_removed(rig: Rig) -> None:
         assert cache.notes("other") == {}
     async with rig.cache(serve=False) as cache:
         assert cache.notes("ino") == {"b": "18"}
+
+
+async def test_a_note_that_a_full_disk_refuses_stops_nobody_and_is_kept_for_later(rig: Rig) -> None:
+    async with rig.cache(serve=False) as cache:
+        await cache.sync_notes()
+        connection = cache.parts.journal._connection
+        connection.execute("PRAGMA max_page_count=1")  # no more than there are
+        cache.note("k", "refused", "1" * 1_000_000)
+        await cache.settle_notes()
+        assert cache.parts.journal.failures == 1
+        connection.execute("PRAGMA max_page_count=1000000")
+        cache.note("k", "after", "1")
+        await cache.settle_notes()
+    async with rig.cache(serve=False) as cache:
+        assert set(cache.notes("k")) == {"refused", "after"}
 
 
 async def test_content_numbers_are_never_used_twice(rig: Rig) -> None:

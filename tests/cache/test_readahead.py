@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3vol.cache.readahead import Readahead
+from s3vol.cache.readahead import Readahead, Share
 from s3vol.types import GIB, KIB, MIB
 
 MAX = 32 * MIB
@@ -60,3 +60,24 @@ def test_nothing_beyond_the_limit_is_wanted(reads: list[tuple[int, int]], limit:
 def test_a_maximum_of_zero_turns_it_off() -> None:
     ahead = Readahead()
     assert all(ahead.note(at, at + 4096, GIB, 0) is None for at in range(0, MIB, 4096))
+
+
+def test_readers_at_once_share_what_may_wait_for_them_and_one_alone_has_all_of_it() -> None:
+    share = Share(32 * MIB, 32 * MIB)
+    assert share.window_bytes == 32 * MIB
+    for reader in range(4):
+        share.begun(reader, 0.1 * reader)
+    assert share.window_bytes == 8 * MIB
+    share.begun(1, 1.15)  # the first one has begun nothing for more than a second
+    assert share.window_bytes == 32 * MIB // 3
+    share.begun(1, 5.0)
+    assert share.window_bytes == 32 * MIB
+    for reader in range(100):
+        share.begun(reader, 5.0)
+    assert share.window_bytes == MIB
+
+
+def test_readahead_that_is_turned_off_stays_off_whoever_reads() -> None:
+    share = Share(0, 32 * MIB)
+    share.begun(1, 0.0)
+    assert share.window_bytes == 0

@@ -188,3 +188,16 @@ async def link_record(foreign: Foreign, link_id: str) -> Record:
     """The list of a link's names."""
     key = layout.record_key(link_id)
     return linkrecord.parse(await foreign.body(key), key)
+
+
+MOVED = ["n/", "n/e/", "n/e/g", "n/f", "n/s", "n/x/"]
+
+
+async def tree(node: Node, top: str = "d") -> None:
+    """A small tree: d/f, d/e/g, an empty directory d/x, and a symlink."""
+    await node.mkdir(top, 0o750)
+    await node.mkdir(f"{top}/e")
+    await node.mkdir(f"{top}/x")
+    await node.write(f"{top}/f", b"one")
+    await node.write(f"{top}/e/g", b"two")
+    await node.symlink(f"{top}/s", b"f")

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import stat
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
+import pytest
 import trio
 
+from s3vol.errors import PosixError
 from s3vol.fs.base import DirEntry
+from s3vol.store.base import Page
+from s3vol.store.decorator import Call, Decorator, T
+from s3vol.store.memory import MemoryBucket, MemoryStore
 from s3vol.types import ROOT_INO
 from tests.fs.conftest import Nodes
-from tests.fs.rig import Foreign, Node
+from tests.fs.rig import USER, Foreign, Node
 
 
 async def test_rows_come_in_the_order_of_keys_with_pending_files_among_them(a: Node, b: Node) -> None:
@@ -151,3 +159,75 @@ async def test_a_file_that_is_published_while_its_directory_is_listed_stays_in_s
         await a.fs.flush_path("pending", lambda _: None)
         gate.open()
     assert found == ["other", "pending"]
+
+
+class Leftovers(Decorator):
+    """A store whose listings go on showing `gone/`, like a MinIO that kept an empty folder on its disk."""
+
+    haunted = False
+
+    async def around(self, call: Call, perform: Callable[[], Awaitable[T]]) -> T:
+        """Every call as it is, but for listings of the root."""
+        result = await perform()
+        if self.haunted and call.key == "" and isinstance(result, Page):
+            return replace(result, prefixes=tuple(sorted({*result.prefixes, "gone/"})))
+        return result
+
+
+async def test_a_prefix_that_nothing_is_below_is_not_listed_again_once_it_was_looked_at(
+    nodes: Nodes, bucket: MemoryBucket, foreign: Foreign
+) -> None:
+    store = Leftovers(MemoryStore(bucket))
+    store.haunted = True
+    a: Node = await nodes("a", store=store, attr_ttl_s=0)
+    await foreign.put("here/f")
+    assert await a.names() == ["gone", "here"]
+    with pytest.raises(PosixError):
+        await a.fs.getattr((await a.stat("gone")).ino)
+    assert await a.names() == ["here"]
+    await foreign.put("gone/f")
+    assert await a.names() == ["gone", "here"]
+    assert await a.read("gone/f") == b""
+
+
+@pytest.mark.parametrize("made", ["directory", "file", "exclusive", "symlink"])
+async def test_a_name_that_nothing_is_below_is_free(nodes: Nodes, bucket: MemoryBucket, made: str) -> None:
+    store = Leftovers(MemoryStore(bucket))
+    store.haunted = True
+    a: Node = await nodes("a", store=store)
+    assert await a.names() == ["gone"]
+    match made:
+        case "directory":
+            await a.mkdir("gone")
+        case "file":
+            await a.write("gone", b"x")
+        case "exclusive":
+            await a.create("gone", flags=os.O_RDWR | os.O_EXCL)
+        case _:
+            await a.fs.symlink(ROOT_INO, b"gone", b"target", USER)
+    assert await a.names() == ["gone"]
+
+
+async def test_a_directory_that_was_renamed_here_does_not_come_back_by_what_the_store_left(
+    nodes: Nodes, bucket: MemoryBucket
+) -> None:
+    store = Leftovers(MemoryStore(bucket))
+    a: Node = await nodes("a", store=store)
+    await a.mkdir("gone")
+    await a.write("gone/f", b"x")
+    await a.rename("gone", "new")
+    store.haunted = True
+    assert await a.names() == ["new"]
+    await a.mkdir("gone")
+    assert await a.names() == ["gone", "new"]
+
+
+async def test_a_directory_that_was_removed_here_does_not_come_back_by_what_the_store_left(
+    nodes: Nodes, bucket: MemoryBucket
+) -> None:
+    store = Leftovers(MemoryStore(bucket))
+    a: Node = await nodes("a", store=store)
+    await a.mkdir("gone")
+    await a.rmdir("gone")
+    store.haunted = True
+    assert await a.names() == []

@@ -27,10 +27,10 @@ from s3vol.store.fault import FaultStore
 from s3vol.store.file import FileStore
 from s3vol.store.memory import MEMORY_CAPABILITIES, MemoryBucket, MemoryStore
 from s3vol.types import ObjectInfo
+from tests.fs.crashes import crash_at, crashing
 from tests.fs.memory_cache import MemoryCache
 from tests.fs.rig import Node
 from tests.fs.test_link_crashes import RENAME_STEPS, STEPS, UNLINK_STEPS
-from tests.fs.test_rename import crash_at, crashing
 from tests.support.minio import Minio
 from tests.support.s3 import s3_store
 

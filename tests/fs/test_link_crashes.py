@@ -17,8 +17,8 @@ from s3vol.fs.linkrecord import Doing, Record
 from s3vol.store.decorator import Operation
 from s3vol.store.fault import FaultControls, FaultStore
 from s3vol.types import ObjectInfo
+from tests.fs.crashes import crash_at, crashing
 from tests.fs.rig import Foreign, Node, fails, link_record, links, stub
-from tests.fs.test_rename import crash_at, crashing
 
 STEPS = [Point.LINK_AFTER_RECORD, Point.LINK_AFTER_BODY, Point.LINK_AFTER_CONVERSION, Point.LINK_AFTER_STUB]
 RENAME_STEPS = [Point.LINK_RENAME_AFTER_RECORD, Point.LINK_RENAME_AFTER_STUB, Point.LINK_RENAME_AFTER_TOMBSTONE]

@@ -1,18 +1,15 @@
-"""rename(2): files and directories, races with other nodes, and crashes between the steps."""
+"""rename(2) of a file, and what a rename is."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
-from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
 
-from s3vol import failpoints, layout
 from s3vol.errors import PosixError, Unavailable
-from s3vol.failpoints import Point
 from s3vol.fs.lookup import Found
 from s3vol.fs.rename import RENAME_NOREPLACE, Kind, plan
 from s3vol.types import MIB, ObjectInfo
@@ -51,13 +48,13 @@ def test_what_a_rename_is(
         assert caught.value.errno == wanted
 
 
-async def test_a_small_file_is_renamed_by_four_requests_behind_the_lookup_of_its_new_name(a: Node) -> None:
+async def test_a_small_file_is_renamed_by_three_requests_behind_the_lookups_of_its_names(a: Node) -> None:
     await a.write("f", b"content")
     await a.read_handle((await a.open("f")).fh)
     await fails(errno.ENOENT, a.stat("g"))
     before = a.controls.calls.copy()
     await a.rename("f", "g")
-    assert a.controls.calls - before == {"list": 1, "put": 2, "delete": 1}
+    assert a.controls.calls - before == {"put": 2, "delete": 1}
     assert await a.read("g") == b"content"
 
 
@@ -155,87 +152,6 @@ async def test_large_files_are_copied_by_the_server(a: Node, b: Node) -> None:
     assert bytes(await b.fs.read(opened.fh, 0, len(body))) == body
 
 
-async def test_noreplace_holds_against_a_file_that_appears_in_between(a: Node, b: Node, foreign: Foreign) -> None:
-    await a.write("f", b"mine")
-    gate = a.controls.hold("put")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(fails, errno.EEXIST, a.rename("f", "g", RENAME_NOREPLACE))
-        await gate.entered.wait()
-        await b.write("g", b"theirs")
-        gate.open()
-    assert await foreign.body("g") == b"theirs"
-    assert await foreign.body("f") == b"mine"
-
-
-async def test_rename_replaces_what_appears_in_between(a: Node, b: Node, foreign: Foreign) -> None:
-    await a.write("f", b"mine")
-    gate = a.controls.hold("put")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(a.rename, "f", "g")
-        await gate.entered.wait()
-        await b.write("g", b"theirs")
-        gate.open()
-    assert foreign.objects() == ["g"]
-    assert await foreign.body("g") == b"mine"
-
-
-async def test_a_publish_between_copy_and_tombstone_is_carried_along(a: Node, b: Node, foreign: Foreign) -> None:
-    await a.write("f", b"old")
-    gate = a.controls.hold_reply("put")  # the copy is there, its reply waits
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(a.rename, "f", "g")
-        await gate.entered.wait()
-        await b.write("f", b"published in between")
-        gate.open()
-    assert foreign.objects() == ["g"]
-    assert await foreign.body("g") == b"published in between"
-    assert await a.read("g") == b"published in between"
-
-
-async def test_of_two_nodes_that_rename_one_file_one_wins(a: Node, b: Node, foreign: Foreign) -> None:
-    await a.write("f", b"abc")
-    gate = a.controls.hold_reply("put")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(fails, errno.ENOENT, a.rename("f", "g"))
-        await gate.entered.wait()
-        await b.rename("f", "h")
-        gate.open()
-    assert foreign.objects() == ["h"]
-
-
-@pytest.mark.parametrize("_", range(5))
-async def test_renames_in_opposite_directions_end(
-    a: Node, b: Node, foreign: Foreign, autojump_clock: object, _: int
-) -> None:
-    await a.write("f", b"one")
-    await a.write("g", b"two")
-    gate = a.controls.hold_reply("put")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(a.rename, "f", "g")
-        await gate.entered.wait()
-        nursery.start_soon(b.rename, "g", "f")
-        gate.open()
-    (left,) = foreign.objects()
-    assert await foreign.body(left) in (b"one", b"two")
-
-
-async def test_nobody_creates_over_the_tombstone_of_a_rename(
-    a: Node, b: Node, foreign: Foreign, autojump_clock: object
-) -> None:
-    await a.write("f", b"abc")
-    gate = a.controls.hold("delete")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(a.rename, "f", "g")
-        await gate.entered.wait()
-        await fails(errno.ENOENT, b.stat("f"))
-        nursery.start_soon(b.write, "f", b"new")
-        await trio.sleep(1)
-        assert layout.is_tombstone(await foreign.store.head("f"))
-        gate.open()
-    assert await foreign.body("f") == b"new"
-    assert await foreign.body("g") == b"abc"
-
-
 async def test_a_tombstone_that_cannot_be_deleted_is_removed_at_the_next_mount(a: Node, foreign: Foreign) -> None:
     await a.write("f", b"abc")
     a.controls.fail_next("delete", Unavailable("down"))
@@ -289,205 +205,3 @@ async def test_a_writer_waits_while_its_file_is_renamed_and_loses_nothing(a: Nod
 
 
 # Directories
-
-
-async def tree(node: Node, top: str = "d") -> None:
-    """A small tree: d/f, d/e/g, an empty directory d/x, and a symlink."""
-    await node.mkdir(top, 0o750)
-    await node.mkdir(f"{top}/e")
-    await node.mkdir(f"{top}/x")
-    await node.write(f"{top}/f", b"one")
-    await node.write(f"{top}/e/g", b"two")
-    await node.symlink(f"{top}/s", b"f")
-
-
-MOVED = ["n/", "n/e/", "n/e/g", "n/f", "n/s", "n/x/"]
-
-
-async def test_a_directory_moves_with_all_that_is_below(a: Node, b: Node, foreign: Foreign) -> None:
-    await tree(a)
-    top, inner = await a.stat("d"), await a.stat("d/e/g")
-    await a.rename("d", "n")
-    assert foreign.objects(own=True) == MOVED
-    assert (await a.stat("n")).ino == top.ino
-    assert (await a.stat("n/e/g")).ino == inner.ino
-    assert stat.S_IMODE((await b.stat("n")).mode) == 0o750
-    assert await b.read("n/e/g") == b"two"
-    await fails(errno.ENOENT, a.stat("d"))
-    await a.remount()
-    assert (await a.stat("n/e/g")).ino == inner.ino
-
-
-async def test_open_and_pending_files_go_with_their_directory(a: Node, b: Node, foreign: Foreign) -> None:
-    await tree(b)
-    opened = await a.open("d/e/g", os.O_RDWR)
-    pending = await a.create("d/new")
-    await a.fs.write(pending, 0, b"pending")
-    await a.rename("d", "n")
-    assert await a.read_handle(opened.fh) == b"two"
-    await a.fs.write(opened.fh, 0, b"T")
-    await a.close(opened.fh)
-    await a.close(pending)
-    assert foreign.objects(own=True) == sorted([*MOVED, "n/new"])
-    assert (await b.read("n/e/g"), await b.read("n/new")) == (b"Two", b"pending")
-
-
-async def test_an_empty_directory_is_replaced_and_a_full_one_is_not(a: Node, foreign: Foreign) -> None:
-    await tree(a)
-    await a.mkdir("n")
-    await a.mkdir("full")
-    await a.write("full/x", b"")
-    await a.write("file", b"")
-    await fails(errno.ENOTEMPTY, a.rename("d", "full"))
-    await fails(errno.ENOTDIR, a.rename("d", "file"))
-    await fails(errno.EISDIR, a.rename("file", "n"))
-    await fails(errno.EINVAL, a.rename("d", "d/e/y"))
-    await fails(errno.ENOTEMPTY, a.rename("d/e", "d"))
-    await a.rename("d", "n")
-    assert foreign.objects(own=True) == sorted([*MOVED, "file", "full/", "full/x"])
-
-
-async def test_an_implicit_directory_is_a_real_one_afterwards(a: Node, b: Node, foreign: Foreign) -> None:
-    await foreign.put("d/e/f", b"x")
-    await a.rename("d/e", "n")
-    assert foreign.objects() == ["d/", "n/", "n/f"]
-    assert await b.names("d") == []
-
-
-async def test_what_others_publish_below_the_old_name_meanwhile_is_carried_along(
-    a: Node, b: Node, foreign: Foreign
-) -> None:
-    await tree(a)
-    gate = a.controls.hold("delete")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(a.rename, "d", "n")
-        await gate.entered.wait()
-        await foreign.put("d/late", b"late")
-        gate.open()
-    assert foreign.objects(own=True) == sorted([*MOVED, "n/late"])
-
-
-async def test_what_others_put_under_the_new_name_meanwhile_is_not_overwritten(a: Node, foreign: Foreign) -> None:
-    await tree(a)
-    gate = a.controls.hold("put")  # of the intent
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(a.rename, "d", "n")
-        await gate.entered.wait()
-        await foreign.put("n/f", b"theirs")
-        gate.open()
-    assert await foreign.body("n/f") == b"theirs"
-    (kept,) = [key for key in foreign.objects() if "conflict" in key]
-    assert await foreign.body(kept) == b"one"
-
-
-class Crash(BaseException):
-    """The process died here."""
-
-
-def crash_at(monkeypatch: pytest.MonkeyPatch, point: Point) -> None:
-    """The next hit of `point` kills, as far as this test is concerned."""
-
-    def die(found: Point) -> None:
-        if found is point:
-            raise Crash
-
-    for module in ("rename", "tree", "removal", "linking", "linkrename", "links"):
-        monkeypatch.setattr(f"s3vol.fs.{module}.hit", die)
-
-
-async def crashing(work: Callable[[], Awaitable[object]]) -> None:
-    """Run `work` up to its crash."""
-    try:
-        await work()
-    except Crash:
-        return
-    except BaseExceptionGroup as group:
-        _, others = group.split(Crash)
-        if others is not None:
-            raise
-        return
-    raise AssertionError("the crash point was not reached")
-
-
-@pytest.mark.parametrize("point", [Point.RENAME_AFTER_COPY, Point.RENAME_AFTER_TOMBSTONE, Point.RENAME_AFTER_DELETE])
-async def test_a_crash_in_a_files_rename_leaves_one_of_the_names_and_all_bytes(
-    a: Node, b: Node, foreign: Foreign, monkeypatch: pytest.MonkeyPatch, point: Point
-) -> None:
-    await a.write("f", b"abc")
-    with monkeypatch.context() as patch:
-        crash_at(patch, point)
-        await crashing(lambda: a.rename("f", "g"))
-    assert await b.read("g") == b"abc"
-    if point is not Point.RENAME_AFTER_COPY:
-        await fails(errno.ENOENT, b.stat("f"))
-    await a.remount()
-    await a.write("f", b"again")
-    assert (await b.read("f"), await b.read("g")) == (b"again", b"abc")
-    assert failpoints.Point(point.value) is point
-
-
-@pytest.mark.parametrize("point", [Point.RENAME_DIR_AFTER_INTENT, Point.RENAME_DIR_AFTER_COPIES])
-async def test_a_crash_in_a_directorys_rename_is_finished_at_the_next_mount(
-    a: Node, b: Node, foreign: Foreign, monkeypatch: pytest.MonkeyPatch, point: Point
-) -> None:
-    await tree(a)
-    with monkeypatch.context() as patch:
-        crash_at(patch, point)
-        await crashing(lambda: a.rename("d", "n"))
-    await b.remount()  # not yet: the intent is young, somebody may be at work
-    assert "d/f" in foreign.objects()
-    await a.remount()
-    assert foreign.objects(own=True) == MOVED
-    assert a.health.counts["renames_finished"] == 1
-    assert await b.read("n/e/g") == b"two"
-
-
-async def test_another_node_finishes_a_rename_that_was_left_behind(
-    a: Node, b: Node, bucket: object, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await tree(a)
-    with monkeypatch.context() as patch:
-        crash_at(patch, Point.RENAME_DIR_AFTER_COPIES)
-        await crashing(lambda: a.rename("d", "n"))
-    monkeypatch.setattr("s3vol.fs.intents.LEFT_BEHIND_S", -5.0)
-    await b.remount()
-    assert foreign.objects(own=True) == MOVED
-
-
-async def test_a_directorys_rename_that_failed_is_finished_by_the_sweep(
-    a: Node, b: Node, foreign: Foreign, autojump_clock: object
-) -> None:
-    await tree(a)
-    a.controls.fail_next("get", Unavailable("down"))
-    await fails(errno.EIO, a.rename("d", "n"))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(a.fs.run)
-        await trio.sleep(90)
-        nursery.cancel_scope.cancel()
-    assert foreign.objects(own=True) == MOVED
-
-
-async def test_a_crash_before_the_delete_of_an_unlink_leaves_the_file(
-    a: Node, b: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await a.write("f", b"abc")
-    with monkeypatch.context() as patch:
-        crash_at(patch, Point.UNLINK_BEFORE_DELETE)
-        await crashing(lambda: a.unlink("f"))
-    assert await b.read("f") == b"abc"
-
-
-async def test_bytes_that_another_tool_put_into_a_marker_survive_a_rename_and_a_chmod(
-    a: Node, foreign: Foreign
-) -> None:
-    await foreign.put("d/", b"at the top")
-    await foreign.put("d/sub/", b"below")
-    await foreign.put("d/sub/f", b"file")
-    await a.setattr("d", mode=0o700)
-    await a.setattr("d/sub", mode=0o711)
-    await a.rename("d", "e")
-    assert await foreign.body("e/") == b"at the top"
-    assert await foreign.body("e/sub/") == b"below"
-    assert foreign.objects() == ["e/", "e/sub/", "e/sub/f"]
-    assert stat.S_IMODE((await a.stat("e/sub")).mode) == 0o711
-    assert stat.S_IMODE((await a.stat("e")).mode) == 0o700

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.minio]
 
 ROUNDS = 1000
 CONFLICT_ROUNDS = 100
+RENAME_ROUNDS = 100
 
 
 def _write(path: Path, body: bytes) -> None:
@@ -149,6 +152,31 @@ def test_a_rename_is_seen_by_the_other_node_and_never_shows_neither_name(mount: 
         assert (two / f"f{i}").read_text() == "content"
         with pytest.raises(FileNotFoundError):
             (two / ("f" if i == 0 else f"f{i - 1}")).read_text()
+
+
+def test_a_file_that_two_nodes_rename_to_one_name_at_once_is_there_afterwards(
+    bucket: Bucket, mount: MountFactory
+) -> None:
+    roots = [mount("one").path, mount("two").path]
+    start = threading.Barrier(2)
+
+    def rename(root: Path, i: int) -> bool:
+        start.wait()
+        try:
+            os.rename(root / f"f{i}", root / f"g{i}")
+        except FileNotFoundError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(2) as pool:
+        for i in range(RENAME_ROUNDS):
+            (roots[i % 2] / f"f{i}").write_text(str(i))
+            for root in roots:
+                assert (root / f"f{i}").read_text() == str(i)
+            done = list(pool.map(rename, roots, (i, i)))
+            assert any(done)
+            assert (roots[0] / f"g{i}").read_text() == (roots[1] / f"g{i}").read_text() == str(i)
+    assert bucket.all_keys() == sorted(f"g{i}" for i in range(RENAME_ROUNDS))
 
 
 @pytest.mark.parametrize("size", [20, 5])

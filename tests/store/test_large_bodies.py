@@ -1,4 +1,4 @@
-"""Bodies that are received in place: whole, or not at all, and the connection goes on when it can."""
+"""Large bodies, received in place and sent in pieces: whole, or not at all, and the connection goes on when it can."""
 
 from __future__ import annotations
 
@@ -155,3 +155,32 @@ async def test_who_does_not_ask_for_it_gets_a_large_body_as_bytes() -> None:
     async with serving(answering(head() + BODY)) as (connections, _):
         reply = await connections.exchange("ask", "GET", "/", HEADERS)
         assert (reply.placed, reply.body == BODY) == (None, True)
+
+
+async def test_a_large_body_may_be_taken_slowly_but_not_be_left_lying() -> None:
+    body = bytes(48 << 20)  # more than the sockets of both sides hold
+
+    async def slow(stream: trio.SocketStream) -> None:
+        left = len(body) - len((await request_of(stream)).partition(b"\r\n\r\n")[2])
+        pause_at = left
+        while left:
+            left -= len(await stream.receive_some(left))
+            if left < pause_at - (4 << 20):
+                pause_at = left
+                await trio.sleep(0.2)
+        await stream.send_all(OK)
+
+    async with serving(slow, timeout_s=1.0) as (connections, came):
+        began_s = trio.current_time()
+        reply = await connections.exchange("send", "PUT", "/", HEADERS, body)
+        assert reply.status == 200
+        assert trio.current_time() - began_s > 1.0
+        assert len(came) == 1
+
+    async def deaf(stream: trio.SocketStream) -> None:
+        await request_of(stream)
+        await trio.sleep_forever()
+
+    async with serving(deaf, timeout_s=0.1) as (connections, _):
+        with pytest.raises(Unavailable, match=r"^send: no answer within 0.1 s"):
+            await connections.exchange("send", "PUT", "/", HEADERS, body)
