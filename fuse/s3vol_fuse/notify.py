@@ -53,6 +53,7 @@ class Notifier:
         self._names = trio.CapacityLimiter(THREADS)
         self._pages = trio.CapacityLimiter(THREADS)
         self._forgetting: Counter[Ino] = Counter()
+        self._behind: dict[Ino, float] = {}  # pages that did not go in time: when that was begun, event loop time
         self._storing = trio.CapacityLimiter(THREADS)
         self._stores: dict[Ino, list[_Store]] = {}
         self._lock = threading.Lock()  # guards _inside and _closed, for the threads count themselves
@@ -71,12 +72,19 @@ class Notifier:
                     nursery.start_soon(self._drop_name, event.ino, event.name)
 
     async def forget_content(self, ino: Ino) -> bool:
-        """Drop attributes and pages of an inode; False when that could not be finished in time."""
+        """Drop attributes and pages of an inode; False when that could not be finished in time.
+
+        Then the next open has to try again, whatever it is about (`is_forgetting`).
+        """
+        began_s = trio.current_time()
         self._forgetting[ino] += 1
         try:
             with trio.move_on_after(PAGES_S):
                 await self._drop_pages(ino, False)
+                if self._behind.get(ino, began_s) <= began_s:
+                    self._behind.pop(ino, None)
                 return True
+            self._behind[ino] = began_s
         finally:
             self._forgetting[ino] -= 1
             if not self._forgetting[ino]:
@@ -115,8 +123,8 @@ class Notifier:
         await self._call(self._pages, lambda: pyfuse3.invalidate_inode(ino, attr_only=attr_only))
 
     def is_forgetting(self, ino: Ino) -> bool:
-        """True while `forget_content` of this inode is not done."""
-        return ino in self._forgetting
+        """True while the kernel may have pages of this inode that were to go."""
+        return ino in self._forgetting or ino in self._behind
 
     async def _drop_name(self, parent: Ino, name: bytes) -> None:
         await self._call(self._names, lambda: pyfuse3.invalidate_entry(parent, name))

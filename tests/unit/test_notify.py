@@ -86,6 +86,22 @@ async def test_an_open_waits_for_stale_pages_with_a_bound(kernel: Kernel, mock_c
     assert dropped == [False]
 
 
+async def test_pages_that_did_not_go_in_time_are_dropped_by_the_next_open(
+    kernel: Kernel, mock_clock: trio.testing.MockClock
+) -> None:
+    notifier = Notifier()
+    kernel.gate.clear()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notifier.forget_content, Ino(5))
+        await trio.to_thread.run_sync(kernel.entered.wait)
+        mock_clock.jump(notify.PAGES_S)
+    assert notifier.is_forgetting(Ino(5))
+    assert not notifier.is_forgetting(Ino(6))
+    kernel.gate.set()
+    assert await notifier.forget_content(Ino(5))
+    assert not notifier.is_forgetting(Ino(5))
+
+
 async def test_an_open_that_may_keep_its_pages_waits_while_another_one_drops_the_old_ones(kernel: Kernel) -> None:
     class OneFile:
         opened = Opened(Fh(1), keep_cache=False, changed=True)
