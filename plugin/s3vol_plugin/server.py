@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from waitress import wasyncore
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
 from waitress.server import UnixWSGIServer
@@ -126,8 +127,9 @@ class Server:
 
     def _close(self) -> None:
         """In the reading thread. The trigger stays open: whoever pulled it may not have returned yet."""
-        for item in [item for item in self._map.values() if item is not self._trigger]:
+        for item in [item for item in self._map.values() if item not in (self._trigger, self._server)]:
             item.close()
+        wasyncore.dispatcher.close(self._server)  # its own close() would close the trigger
         self._map.clear()
 
 

@@ -381,3 +381,24 @@ def test_without_systemd_nothing_is_told() -> None:
     Systemd({}).tell("READY=1")
     Systemd({"NOTIFY_SOCKET": "/nonexistent"}).tell("READY=1")
     assert Systemd({}).period_s == 0
+
+
+def test_a_stop_that_a_worker_was_ahead_of_ends_as_well(tmp_path: Path) -> None:
+    """The reading thread may close everything before the one that told it to has pulled the trigger."""
+    with listening(tmp_path / "s.sock", {}) as listener:
+        server = Server(lambda _environ, _start: [], listener)
+        pull = server._trigger._physical_pull
+        pulls: list[None] = []
+
+        def pull_late() -> None:
+            pull()
+            pulls.append(None)
+            if len(pulls) == 2:  # to accept no more, and to close
+                server._thread.join(10)
+                pull()
+
+        server.start()
+        server._trigger._physical_pull = pull_late
+        server.stop()
+        assert not server._thread.is_alive()
+        assert len(pulls) == 2
