@@ -121,7 +121,7 @@ def run(wish: Wish, endpoint: Endpoint, say: Callable[[str], None]) -> Result:
     order = Order(chosen_rows(wish), wish.sizes, wish.repeats, targets, wish.budget_s, with_disk, with_plain)
     began_s = time.monotonic()
     traffic = traffic_bytes(order.rows, order.sizes, order.repeats * (len(targets) + with_plain))
-    with _occupied(endpoint, say) as room, _scratch(wish.scratch) as scratch:
+    with occupied(endpoint, say) as room, _scratch(wish.scratch) as scratch:
         where = f"s3://{room.endpoint.bucket}/{room.endpoint.prefix}"
         print(
             f"s3vol: up to {format_bytes(traffic)} each way, below {where}, which is removed at the end",
@@ -156,7 +156,7 @@ def _stages(wish: Wish, room: Room, scratch: Path, say: Callable[[str], None]) -
 def run_stages(wish: Wish, endpoint: Endpoint, say: Callable[[str], None]) -> tuple[Stage, ...]:
     """Where the time of one operation goes. Raises as `run`, BenchError for what cannot be measured."""
     check(wish)
-    with _occupied(endpoint, say) as room, _scratch(wish.scratch) as scratch:
+    with occupied(endpoint, say) as room, _scratch(wish.scratch) as scratch:
         return stages.measure(room, s3vol(wish.mount_options)[0], scratch, say)
 
 
@@ -165,7 +165,7 @@ def run_growth(wish: Wish, endpoint: Endpoint, say: Callable[[str], None]) -> st
     check(wish)
     extent = growth.QUICK if wish.sizes.name in ("tiny", "quick") else growth.FULL
     began_s = time.monotonic()
-    with _occupied(endpoint, say) as room, _scratch(wish.scratch) as scratch:
+    with occupied(endpoint, say) as room, _scratch(wish.scratch) as scratch:
         try:
             charts = growth.Growth(
                 room, s3vol(("--attr-ttl", "1h", *wish.mount_options))[0], scratch, extent, say
@@ -200,14 +200,16 @@ def write(result: Result, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _occupied(endpoint: Endpoint, say: Callable[[str], None]) -> Iterator[Room]:
-    """A prefix of our own, and nothing left of it at the end."""
+def occupied(endpoint: Endpoint, say: Callable[[str], None]) -> Iterator[Room]:
+    """A prefix of our own, and nothing left of it at the end. Raises S3volError when the endpoint goes away."""
     room = Room(replace(endpoint, prefix=f"{endpoint.prefix}{_PREFIX}{secrets.token_hex(4)}/"))
     where = f"s3://{room.endpoint.bucket}/{room.endpoint.prefix}"
     room.enter()
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         yield room
+    except (ClientError, BotoCoreError) as error:
+        raise S3volError(f"{where}: the endpoint failed in the middle of the run: {error}") from None
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         heard = signal.signal(signal.SIGINT, signal.SIG_IGN)

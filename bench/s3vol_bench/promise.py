@@ -8,7 +8,7 @@ reading half a gigabyte back after each figure would be the longest part of a ru
 
 A target whose close() means "soon" gets the same check after it had time to publish (`await_kept`); how long that took
 is a figure of its own. A file system with a format of its own cannot be checked object by object: there the bytes in
-the bucket must have grown by what was written.
+the bucket must have grown by what was written. A rename writes nothing, and random writes less than the file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -56,11 +56,13 @@ class Expected:
 
     present: Mapping[str, Content] = field(default_factory=dict)
     gone: tuple[str, ...] = ()
+    written_bytes: int | None = None  # at least; None: all that is present was written
 
     @property
-    def total_bytes(self) -> int:
-        """Bytes of all that has to be there."""
-        return sum(_length(content) for content in self.present.values())
+    def new_bytes(self) -> int:
+        """By how much the bucket has to grow, whatever the format."""
+        whole = sum(_length(content) for content in self.present.values())
+        return whole if self.written_bytes is None else self.written_bytes
 
     def __bool__(self) -> bool:
         return bool(self.present or self.gone)
@@ -118,11 +120,11 @@ def _compare(room: Room, below: str, path: str, content: bytes | Pattern) -> Non
 
 def check_growth(room: Room, below: str, before_bytes: int, expected: Expected) -> None:
     """For formats of their own: as many bytes more as were written. Raises PromiseBroken."""
+    if not expected.new_bytes:
+        return
     grown = stored_bytes(room, below) - before_bytes
-    if grown < expected.total_bytes:
-        raise PromiseBroken(
-            f"only {grown} of {expected.total_bytes} bytes are in the bucket when the call had returned"
-        )
+    if grown < expected.new_bytes:
+        raise PromiseBroken(f"only {grown} of {expected.new_bytes} bytes are in the bucket when the call had returned")
 
 
 def stored_bytes(room: Room, below: str) -> int:
@@ -142,3 +144,13 @@ def await_kept(room: Room, below: str, expected: Expected, patience_s: float = S
             time.sleep(_POLL_S)
         else:
             return time.monotonic() - began_s
+
+
+def await_unstaged(stages: Callable[[], bool], patience_s: float = SETTLE_S) -> float:
+    """Wait until a cache holds nothing that is not in the bucket; seconds that took. Raises PromiseBroken."""
+    began_s = time.monotonic()
+    while stages():
+        if time.monotonic() - began_s > patience_s:
+            raise PromiseBroken(f"{patience_s:g} s later the cache still holds what is not in the bucket")
+        time.sleep(_POLL_S)
+    return time.monotonic() - began_s

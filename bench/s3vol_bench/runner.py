@@ -282,9 +282,9 @@ class _Proof:
             return 0.0
         room, below = _stored(self.room, self.target, self.below)
         if self.target.own_format:
-            if self.target.promise is Promise.BUCKET:
-                promise.check_growth(room, below, self._before_bytes, outcome.expected)
-            return 0.0
+            settled_s = self._unstaged()
+            promise.check_growth(room, below, self._before_bytes, outcome.expected)
+            return settled_s
         if self.target.promise is Promise.SOON:
             return promise.await_kept(room, below, outcome.expected)
         try:
@@ -294,6 +294,10 @@ class _Proof:
                 promise.await_kept(room, below, outcome.expected, promise.LATE_S)
             raise
         return 0.0
+
+    def _unstaged(self) -> float:
+        stages = self.target.stages
+        return promise.await_unstaged(lambda: stages(self.mount.cache)) if stages else 0.0
 
 
 def _stored(room: Room, target: Target, below: str) -> tuple[Room, str]:

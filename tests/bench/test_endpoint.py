@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from botocore.stub import Stubber
 
-from s3vol.errors import UsageError
+from s3vol.errors import S3volError, UsageError
+from s3vol_bench.command import occupied
 from s3vol_bench.endpoint import Endpoint, Room
 from s3vol_bench.errors import PromiseBroken
 from s3vol_bench.promise import Expected, Pattern, await_kept, check
@@ -88,3 +91,21 @@ def test_what_is_not_there_in_time_is_a_broken_promise(minio: Minio, bucket: str
     room = room_on(minio, bucket)
     with pytest.raises(PromiseBroken, match=r"late: not in the bucket when the call had returned, nor 0\.2 s later"):
         await_kept(room, "t/", Expected({"late": b"x"}), patience_s=0.2)
+
+
+def test_an_endpoint_that_goes_away_in_the_middle_ends_the_run_in_one_line_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Minio(tmp_path) as server:
+        where = Endpoint(server.endpoint, REGION, server.new_bucket(), "", ACCESS_KEY, SECRET_KEY)
+
+        def run() -> None:
+            with occupied(where, lambda text: None) as room:
+                server.kill()
+                room.clean("create/")
+
+        with pytest.raises(S3volError, match=r"s3://.*/s3vol-bench-.*: the endpoint failed in the middle of the run: "):
+            run()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "could not be removed, remove it by hand" in lines[0]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from s3vol_bench.promise import Expected, Pattern, first_difference
+from s3vol_bench.errors import PromiseBroken
+from s3vol_bench.promise import Expected, Pattern, await_unstaged, first_difference
 
 
 @pytest.mark.parametrize(
@@ -28,3 +29,25 @@ def test_the_first_thing_that_is_wrong_is_named(expected: Expected, difference: 
 def test_a_piece_of_a_pattern_is_what_is_there(start: int, length: int) -> None:
     whole = (b"abc" * 4)[:10]
     assert Pattern(b"abc", 10).piece(start, length) == whole[start : start + length]
+
+
+@pytest.mark.parametrize(
+    ("expected", "grown_bytes"),
+    [
+        (Expected({"a": b"123", "b": 4}), 7),
+        (Expected({"a": b"123"}, gone=("b",), written_bytes=0), 0),
+        (Expected({"a": Pattern(b"xy", 300)}, written_bytes=20), 20),
+    ],
+)
+def test_a_bucket_grows_by_what_was_written(expected: Expected, grown_bytes: int) -> None:
+    assert expected.new_bytes == grown_bytes
+
+
+def test_what_is_staged_is_awaited() -> None:
+    answers = iter([True, True, False])
+    assert await_unstaged(lambda: next(answers)) > 0
+
+
+def test_what_stays_staged_breaks_the_promise() -> None:
+    with pytest.raises(PromiseBroken, match="still holds what is not in the bucket"):
+        await_unstaged(lambda: True, patience_s=0.01)

@@ -202,7 +202,14 @@ class Minio:
             **self._environment,
         }
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # ^C in a terminal is not for the server: what gets it tidies up with it
+            )
         try:
             wait_for(self._healthy, START_S, f"MinIO on port {self.port}")
         except BaseException:

@@ -1,9 +1,10 @@
 """A target that has files: how it is started, where its files are, what it promises, how it is ended.
 
 Theory of operation. Each mount is a process in the foreground and in a session of its own: its id is known, its use of
-processor and memory can be read, and ^C in the terminal reaches the benchmark only, which then unmounts. A mount gets a
-fresh folder for its cache each time, so that a new mount is a cold one. What has to outlive a mount within a session
-(a metadata database of a peer) is in `state`.
+processor and memory can be read, and ^C in the terminal reaches the benchmark only, which then unmounts. What has to be
+killed is killed with its children: the process that was started may only watch over the one that serves, and start it
+again. A mount gets a fresh folder for its cache each time, so that a new mount is a cold one. What has to outlive a
+mount within a session (a metadata database of a peer) is in `state`.
 
 Cold means: nothing of the content in the file system's own cache (a fresh folder) and nothing in this machine's page
 cache. Pages are dropped file by file with posix_fadvise(2) after they were written out: that needs no root and leaves
@@ -15,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -81,6 +83,7 @@ class Target:
     needs: tuple[str, ...] = ()  # other programs on PATH
     fsync_does_nothing: str = ""  # where its source says so; figures that an fsync ends do not count then
     own_format: bool = False  # objects in the bucket are not the files
+    stages: Callable[[Path], bool] | None = None  # whether a cache holds what an unmount would not upload
     ends_on_sigterm: bool = False  # and publishes what is pending; others are unmounted
 
     @property
@@ -135,8 +138,9 @@ class Mounted:
         return self._process.pid
 
     def kill(self) -> None:
-        """End the process at once; calls on the mount that wait get an error."""
-        self._process.kill()
+        """End the process and its children at once; calls on the mount that wait get an error."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def said(self) -> str:
         """The end of what the process wrote, on one line."""
@@ -150,7 +154,8 @@ class Mounted:
             if time.monotonic() > end_s:
                 raise BenchError(f"{self.target.name} was not mounted within {START_S:g} s: {self.said()}")
             time.sleep(_POLL_S)
-        os.listdir(self.path)
+        # A question to the bucket. Not a listing: after one, GeeseFS has the tree in memory before a clock runs.
+        os.path.lexists(self.path / "no-such-name")
 
     def close(self) -> None:
         """Unmount; no process and no mount are left. Raises BenchError when it did not end by itself."""
@@ -170,7 +175,7 @@ class Mounted:
             raise BenchError(f"{self.target.name} ended with {status}: {self.said()}")
 
     def _destroy(self) -> None:
-        self._process.kill()
+        self.kill()
         self._process.wait()
         if mounts.find_mount(str(self.path)):
             mounts.unmount(str(self.path), lazy=True)
