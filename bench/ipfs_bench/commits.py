@@ -21,7 +21,8 @@ from s3vol.store.ipfs.kubo import Kubo
 from s3vol.store.ipfs.opening import OpenVolume, VolumeSettings, open_volume
 from s3vol.types import MIB, Health
 from s3vol_bench.growth import Chart
-from tests.support.ipfs import PASSWORD, USER, Node
+from tests.support.ipfs import Node
+from tests.support.ipfs_config import PASSWORD, USER
 from tests.support.s3 import s3_store
 
 CHANGED = (1, 10, 100, 1000)

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.docker.engine import Engine
 from tests.docker.plugin import Plugin
 from tests.docker.swarmsite import DrivenSwarm
-from tests.support import ipfs
+from tests.support import ipfs, ipfs_config
 from tests.support.netns import Host
 
 SIZE = 3
@@ -36,7 +36,7 @@ class IpfsSwarmSite(DrivenSwarm):
         hosts = [Host.of_process(engine.node.init, self.address(engine)) for engine in self.engines]
         self._ipfs = ipfs.Swarm(SIZE, hosts=hosts).start()
         for engine, node in zip(self.engines, self.ipfs.nodes, strict=True):
-            plugin = Plugin(engine.node, "ipfs://volumes", login=f"{ipfs.USER}:{ipfs.PASSWORD}\n")
+            plugin = Plugin(engine.node, "ipfs://volumes", login=f"{ipfs_config.USER}:{ipfs_config.PASSWORD}\n")
             plugin.configure(**{"cluster": node.cluster_url, "cluster-url": node.cluster_url})
             plugin.start()
             self.plugins.append(plugin)

@@ -15,7 +15,7 @@ from tests.docker.ipfsswarm import IpfsSwarmSite
 from tests.docker.plugin import Plugin
 from tests.docker.site import fresh
 from tests.docker.swarmsite import SERVICE, fetch, mount
-from tests.support.ipfs import PASSWORD
+from tests.support.ipfs_config import PASSWORD
 from tests.support.minio import wait_for
 
 pytestmark = [pytest.mark.docker, pytest.mark.ipfs, pytest.mark.kernel, pytest.mark.soak]

@@ -6,7 +6,8 @@ import uuid
 from pathlib import Path
 
 from tests.kernel.harness import Mounted, Node
-from tests.support.ipfs import PASSWORD, USER, Swarm
+from tests.support.ipfs import Swarm
+from tests.support.ipfs_config import PASSWORD, USER
 
 
 class Site:

@@ -16,7 +16,8 @@ from s3vol.store.ipfs.cid import text
 from s3vol.store.ipfs.cluster import PACE_S, ClusterPeer
 from s3vol.store.ipfs.kubo import Kubo
 from tests.ipfs.blocks import raw
-from tests.support.ipfs import PASSWORD, USER, Swarm
+from tests.support.ipfs import Swarm
+from tests.support.ipfs_config import PASSWORD, USER
 from tests.support.minio import free_port
 
 pytestmark = pytest.mark.ipfs

@@ -15,7 +15,8 @@ from s3vol.store.ipfs.cid import raw_cid
 from s3vol.store.ipfs.cluster import ClusterPeer
 from s3vol.store.ipfs.kubo import Kubo
 from tests.ipfs.blocks import linked, raw
-from tests.support.ipfs import PASSWORD, USER, Swarm
+from tests.support.ipfs import Swarm
+from tests.support.ipfs_config import PASSWORD, USER
 from tests.support.ipfs_memory import MemoryBlocks, MemoryCluster, Network
 
 WAIT_S = 30.0  # long enough for a machine under load

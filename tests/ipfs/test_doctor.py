@@ -9,7 +9,8 @@ from s3vol.store.ipfs.base import PinOptions
 from s3vol.store.ipfs.cid import raw_cid
 from s3vol.store.ipfs.cluster import ClusterPeer
 from s3vol.store.ipfs.kubo import Kubo
-from tests.support.ipfs import PASSWORD, USER, Swarm
+from tests.support.ipfs import Swarm
+from tests.support.ipfs_config import PASSWORD, USER
 
 pytestmark = pytest.mark.ipfs
 

@@ -20,7 +20,8 @@ from s3vol_plugin.options import load_settings, parse_options
 from s3vol_plugin.registry import BucketRegistry
 from s3vol_plugin.settings import Settings
 from s3vol_plugin.volume import Volume
-from tests.support.ipfs import PASSWORD, USER, Swarm
+from tests.support.ipfs import Swarm
+from tests.support.ipfs_config import PASSWORD, USER
 
 pytestmark = pytest.mark.ipfs
 

@@ -18,7 +18,8 @@ from tests.judges.fsx import exercise, whole
 from tests.judges.pjdfstest import pjdfstest
 from tests.kernel.harness import Mounted, Node
 from tests.kernel.test_pjdfstest import EXECUTED_AT_LEAST, KNOWN
-from tests.support.ipfs import PASSWORD, USER, Swarm
+from tests.support.ipfs import Swarm
+from tests.support.ipfs_config import PASSWORD, USER
 
 pytestmark = [pytest.mark.ipfs, pytest.mark.kernel, pytest.mark.soak]  # a quarter of an hour in all
 

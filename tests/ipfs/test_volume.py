@@ -23,7 +23,8 @@ from s3vol.store.ipfs.kubo import Kubo
 from s3vol.store.ipfs.opening import OpenVolume, VolumeSettings, open_volume
 from s3vol.store.ipfs.store import IpfsStore
 from s3vol.types import Health
-from tests.support.ipfs import PASSWORD, USER, Swarm
+from tests.support.ipfs import Swarm
+from tests.support.ipfs_config import PASSWORD, USER
 
 pytestmark = pytest.mark.ipfs
 

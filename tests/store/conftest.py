@@ -26,7 +26,8 @@ from s3vol.store.s3_client import connect
 from s3vol.store.settings import Source
 from s3vol.store.trace import TraceStore
 from s3vol.types import KIB, Health
-from tests.support.ipfs import PASSWORD, USER, Swarm
+from tests.support.ipfs import Swarm
+from tests.support.ipfs_config import PASSWORD, USER
 from tests.support.ipfs_memory import MemoryBlocks, MemoryCluster, Network
 from tests.support.minio import Minio
 from tests.support.s3 import MINIO_CAPABILITIES, proxied, settings_for
