@@ -5,7 +5,8 @@ Theory of operation. A stream is a place where a reader is expected next. A read
 the window grows fourfold from 1 MiB up to the maximum each time the reader has used half of what was fetched for it. A
 read anywhere else starts a new stream without a window, which replaces the one that was used least recently; so
 a random reader prefetches nothing, and a few sequential readers of one file do not disturb each other.
-A read at offset 0 is taken for the beginning of a sequential one.
+A read at offset 0 is taken for the beginning of a sequential one: a large one is followed by a window fourfold its
+length, a small one (`head`, `file`) by none until the next read continues it, so that it has the endpoint to itself.
 
 Several readers at once share the memory in which bytes wait for them (cache/bodies.py). What one has before it must not
 push out what another has not read yet, so the largest window is a fair part of that memory.
@@ -19,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+from s3vol.cache.readaround import SMALL_BYTES
 from s3vol.types import CHUNK_BYTES, MIB
 
 FIRST_WINDOW_BYTES = MIB
@@ -73,9 +75,12 @@ class Readahead:
         """
         stream = self._find(start)
         if stream is None:
-            self._streams.append(Stream(end, FIRST_WINDOW_BYTES if start == 0 else 0, end))
+            stream = Stream(end, max(FIRST_WINDOW_BYTES, GROWTH * (end - start)) if start == 0 else 0, end)
+            self._streams.append(stream)
             del self._streams[:-MAX_STREAMS]
-            stream = self._streams[-1]
+            if end - start <= SMALL_BYTES:
+                self.sequential = False
+                return None
         else:
             stream.next = max(stream.next, end)
             if not stream.window_bytes:

@@ -111,9 +111,12 @@ async def test_a_fetch_that_a_publish_overtook_is_thrown_away(rig: Rig) -> None:
         assert await content_of(cache, content) == b"NEW!" * 1000
 
 
-@pytest.mark.parametrize(("serve", "place", "asks"), [(False, 30 * MIB, 1), (True, 30 * MIB, 1), (True, 0, 2)])
+@pytest.mark.parametrize(
+    ("serve", "place", "length", "asks"),
+    [(False, 30 * MIB, 10, 1), (True, 30 * MIB, 10, 1), (True, 0, 10, 1), (True, 0, 64 * KIB, 2)],
+)
 async def test_a_reader_that_meets_the_new_object_before_the_reply_waits_for_the_publish(
-    rig: Rig, serve: bool, place: int, asks: int
+    rig: Rig, serve: bool, place: int, length: int, asks: int
 ) -> None:
     async with rig.cache(serve=serve) as cache:
         content = cache.attach(await rig.put("f", b"x" * (40 * MIB)))
@@ -123,12 +126,12 @@ async def test_a_reader_that_meets_the_new_object_before_the_reply_waits_for_the
             nursery.start_soon(cache.publish, content)
             await gate.entered.wait()
             before = rig.faults.calls["get"]
-            nursery.start_soon(cache.read, content, place, 10)
+            nursery.start_soon(cache.read, content, place, length)
             await trio.testing.wait_all_tasks_blocked(0.05)
             asked = rig.faults.calls["get"] - before
             gate.open()
         assert asked == asks, "the reader's own request, and that of his readahead at the beginning of the file"
-        assert bytes(await cache.read(content, place, 10)) == b"x" * 10
+        assert bytes(await cache.read(content, place, length)) == b"x" * length
 
 
 async def test_waiting_readers_do_not_keep_the_budget_that_the_publisher_needs(rig: Rig) -> None:
@@ -223,10 +226,10 @@ async def test_a_sequential_reader_finds_the_bytes_there_before_it_asks(rig: Rig
 async def test_a_failed_prefetch_is_nobodys_error(rig: Rig) -> None:
     async with rig.cache() as cache:
         content = cache.attach(await rig.put("f", b"x" * (8 * MIB)))
-        await cache.read(content, 0, 4096)
+        await cache.read(content, 0, 64 * KIB)
         await trio.testing.wait_all_tasks_blocked(0.01)
         rig.faults.down = True
-        await cache.read(content, 4096, 4096)
+        await cache.read(content, 64 * KIB, 64 * KIB)
         await cache.read(content, MIB, 4096)
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert rig.health.counts["prefetch_failed"] >= 1

@@ -27,6 +27,15 @@ def test_the_window_doubles_up_to_the_maximum_and_each_byte_is_fetched_once() ->
     assert len(wanted) < 50
 
 
+def test_what_follows_the_first_read_is_fetched_at_once_if_that_is_large_and_with_the_second_if_it_is_small() -> None:
+    assert Readahead().note(0, MIB, GIB, MAX) == (MIB, 5 * MIB)
+    assert Readahead().note(0, 128 * KIB, GIB, MAX) == (128 * KIB, 2 * MIB)
+    ahead = Readahead()
+    assert ahead.note(0, 16 * KIB, GIB, MAX) is None
+    assert not ahead.sequential
+    assert ahead.note(16 * KIB, 48 * KIB, GIB, MAX) == (48 * KIB, 2 * MIB)
+
+
 @given(st.lists(st.integers(2, 1000), unique=True, max_size=50))
 def test_a_random_reader_prefetches_nothing(places: list[int]) -> None:
     ahead = Readahead()
