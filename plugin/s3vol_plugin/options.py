@@ -33,9 +33,8 @@ from s3vol.store.settings import Source, parse_source
 from s3vol_plugin import credentials, records
 from s3vol_plugin import option_table as table
 from s3vol_plugin.layering import foreign, of_node, same_server
-from s3vol_plugin.registry import timestamp
 from s3vol_plugin.settings import Settings
-from s3vol_plugin.volume import Volume
+from s3vol_plugin.volume import Volume, timestamp
 
 CONFIG = Path("/etc/s3vol/plugin.toml")
 PREFIX = layers.PLUGIN_PREFIX

@@ -1,5 +1,5 @@
 """Records of the registry as pure functions: keys, what a listing and its bodies say, which sources get in each
-other's way, what may become of a tombstone.
+other's way. What may become of the record of a removed volume is in tombstones.py.
 
 Theory of operation. A record is one object, `.s3vol/volumes/<name>.json`, and everything that makes it valid is in it:
 a copy under another name, or with the uuid of another volume, is refused like a damaged one, because two volumes of one
@@ -16,27 +16,17 @@ Rejected: judging sources by name of the bucket only (volumes without a bucket o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from s3vol.errors import Corrupt, Unavailable, UsageError
+from s3vol.errors import Corrupt, UsageError
 from s3vol.layout import RESERVED
 from s3vol.store.settings import Source, parse_source
 from s3vol.types import ObjectInfo
-from s3vol.units import format_seconds
 from s3vol_plugin import volume as volumes
 from s3vol_plugin.volume import Volume
 
 FOLDER = f"{RESERVED}volumes/"
 """Where records are, below the registry's source."""
-
-UNDELETE_S = 7 * 86400.0
-"""How long a removed volume can be brought back, by the store's clock."""
-
-CLEAR_WITHIN_S = 20.0
-"""A tombstone is deleted within this time after it was marked, or not by this mark."""
-
-CLEAR_GUARD_S = 120.0
-"""A marked tombstone of less than this age, by the store's clock, may still be deleted; nobody replaces it."""
 
 RECORD_MAX_BYTES = 64 << 10  # a record has some hundred bytes; a stranger's object of this name is not read into memory
 _SUFFIX = ".json"
@@ -184,64 +174,4 @@ def registry_obstacle(volume: Volume, registry: Source) -> UsageError | None:
     return UsageError(
         f"volume {volume.name}: source {volume.source} is around the registry of volumes, {registry.url}; "
         "containers could change it; choose another prefix, or read-only=yes"
-    )
-
-
-def bury(volume: Volume, node: str, at: str, *, delete: bool) -> Volume:
-    """The tombstone of a volume. With `delete` its objects are going to be deleted: nobody can bring it back."""
-    return replace(volume, removed_at=at, removed_by=node, on_remove="delete" if delete else "retain")
-
-
-def revive(entry: Entry, now_ns: int) -> Volume:
-    """The volume of a tombstone. Raises UsageError when there is nothing to bring back, or it is too late."""
-    volume = entry.volume
-    if not volume.removed:
-        raise UsageError(f"volume {volume.name}: is there, it was not removed")
-    if volume.deletion:
-        raise UsageError(f"volume {volume.name}: its data was deleted when it was removed; create it anew")
-    if expired(entry, now_ns):
-        raise UsageError(
-            f"volume {volume.name}: was removed more than {format_seconds(UNDELETE_S)} ago; its objects are still at "
-            f"{volume.source}: create it again with its options"
-        )
-    return replace(volume, removed_at="", removed_by="")
-
-
-def expired(tombstone: Entry, now_ns: int) -> bool:
-    """True when a removed volume can no longer be brought back. Both times are the store's."""
-    return bool(tombstone.volume.clearing) or now_ns - tombstone.modified_ns > UNDELETE_S * 1e9
-
-
-def may_clear(entry: Entry, now_ns: int) -> bool:
-    """True when nobody needs this record any more. Both times are the store's.
-
-    One whose objects are still to be deleted is needed. What somebody else has marked is left to him for a while.
-    """
-    if not entry.volume.removed or entry.volume.deleting or not expired(entry, now_ns):
-        return False
-    return not (entry.volume.clearing and _guarded(entry, now_ns))
-
-
-def _guarded(entry: Entry, now_ns: int) -> bool:
-    return now_ns - entry.modified_ns < CLEAR_GUARD_S * 1e9
-
-
-def may_replace(tombstone: Entry, volume: Volume, now_ns: int) -> None:
-    """Raise UsageError when a new volume must not take the name of a removed one, Unavailable when not now."""
-    old = tombstone.volume
-    if old.clearing and _guarded(tombstone, now_ns):
-        raise Unavailable(
-            f"volume {volume.name}: the record of a volume that was removed long ago is being deleted; try again in "
-            f"{format_seconds(CLEAR_GUARD_S)}"
-        )
-    if old.deleting:
-        raise UsageError(
-            f"volume {volume.name}: was removed on {old.removed_at} and its objects are being deleted by "
-            f"{old.removed_by}; wait, or finish that with `s3vol volume delete {volume.name}`"
-        )
-    if old.deletion or old.source != volume.source or expired(tombstone, now_ns):
-        return
-    raise UsageError(
-        f"volume {volume.name}: was removed on {old.removed_at} and its data is still there; bring it back with "
-        f"`s3vol volume undelete {volume.name}`, or delete its data with `s3vol volume delete {volume.name}`"
     )

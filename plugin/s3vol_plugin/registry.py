@@ -32,27 +32,22 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import trio
 
 from s3vol.errors import Corrupt, NotFound, PreconditionFailed, S3volError, Unavailable, UsageError
 from s3vol.store.base import ABSENT, Condition, Store, matches
-from s3vol.store.edge import first_error
 from s3vol.store.settings import parse_source
-from s3vol.types import ObjectInfo
 from s3vol.units import parse_label
-from s3vol_plugin import records
+from s3vol_plugin import reading, records, tombstones
 from s3vol_plugin import volume as volumes
 from s3vol_plugin.base import Holder
 from s3vol_plugin.holders import IN_BUCKET, IN_PINSET, Holders, list_all
+from s3vol_plugin.reading import TRIES
 from s3vol_plugin.records import Damaged, Entry
 from s3vol_plugin.replica import Replica
 from s3vol_plugin.volume import Volume
-
-_READS = 8  # records read side by side; a first start with a thousand takes a second on a LAN
-_TRIES = 10  # each means that another node changed the very same record in the same moment
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +142,7 @@ class BucketRegistry:
         try:
             mark = self._replica.begin()
             listed = records.sort_out(await list_all(self._store, records.FOLDER, delimiter=True))
-            found = await self._read_changed(listed.records)
+            found = await reading.read_changed(self._store, self._known_etags(), listed.records)
             self._replica.commit(mark, found.read, found.gone)
             for damaged in found.damaged:
                 self._replica.note_damaged(damaged)
@@ -161,49 +156,9 @@ class BucketRegistry:
             asking.done.set()
         await self._save()
 
-    async def _read_changed(self, listed: Mapping[str, ObjectInfo]) -> _Found:
-        found = _Found()
+    def _known_etags(self) -> dict[str, str]:
         known = {name: entry.etag for name, entry in self._replica.entries.items()}
-        known |= {name: damaged.etag for name, damaged in self._replica.damaged.items()}
-        names = [name for name in {**known, **listed} if name not in listed or known.get(name) != listed[name].etag]
-        limit = trio.CapacityLimiter(_READS)
-
-        async def look(name: str) -> None:
-            async with limit:
-                try:
-                    entry = await self._read(name, listed.get(name))
-                except Corrupt as error:
-                    # The listing's ETag, so that it is read again only when it has changed.
-                    found.damaged.append(Damaged(name, listed[name].etag if name in listed else "", str(error)))
-                    return
-            if entry is None:
-                found.gone.append(name)
-            else:
-                found.read.append(entry)
-
-        try:
-            async with trio.open_nursery() as nursery:
-                for name in names:
-                    nursery.start_soon(look, name)
-        except ExceptionGroup as group:
-            raise first_error(group) from None
-        return found
-
-    async def _read(self, name: str, info: ObjectInfo | None = None) -> Entry | None:
-        """A record as it is now; `info` is what a listing says of it. None: there is none. Raises Corrupt."""
-        key = records.key_of(name)
-        for _ in range(_TRIES):
-            try:
-                info = info or await self._store.head(key)
-                wanted = min(info.size, records.RECORD_MAX_BYTES)
-                body = await self._store.get(key, 0, wanted, if_match=info.etag)
-            except NotFound:
-                return None
-            except PreconditionFailed:
-                info = None
-            else:
-                return records.read(bytes(body), info, name)
-        raise Unavailable(f"record {key}: is being changed again and again")
+        return known | {name: damaged.etag for name, damaged in self._replica.damaged.items()}
 
     def _note_foreign(self, foreign: tuple[str, ...]) -> None:
         for key in set(foreign) - set(self._foreign):
@@ -220,7 +175,7 @@ class BucketRegistry:
     async def _take_over(self, name: str) -> Entry | None:
         """Read a record and put it into the copy."""
         try:
-            entry = await self._read(name)
+            entry = await reading.read(self._store, name)
         except Corrupt as error:
             self._replica.note_damaged(Damaged(name, "", str(error)))
             raise
@@ -239,20 +194,20 @@ class BucketRegistry:
         current = self._known(volume.name)
         if current is not None and current.volume.removed:
             current = await self._take_over(volume.name)  # Last-Modified by the store's clock
-        for _ in range(_TRIES):
+        for _ in range(TRIES):
             if current is not None and not current.volume.removed:
                 ours = current.volume == volume  # the reply to our write was lost
                 return await self._settled(volume) if ours else current.volume
             self._check_room(volume)
             condition = ABSENT
             if current is not None:
-                records.may_replace(current, volume, await self._now_ns(current))
+                tombstones.may_replace(current, volume, await self._now_ns(current))
                 condition = matches(current.etag)
             await _make_directory(volume)
             if await self._put(volume, condition):
                 return await self._settled(volume)
             current = await self._take_over(volume.name)
-        raise Unavailable(f"record {key}: is being changed again and again")
+        raise reading.restless(key)
 
     def _known(self, name: str) -> Entry | None:
         """The record in the copy. Raises Corrupt when the bucket's is damaged: nothing is written over it."""
@@ -296,54 +251,30 @@ class BucketRegistry:
         for entry in list(self._replica.entries.values()):
             error = records.obstacle(volume, entry.volume)
             if error and entry.modified_ns <= mine.modified_ns:
-                withdrawn = replace(self._buried(volume, delete=True), deletion="done")
+                buried = tombstones.bury(volume, self._node, self._now(), delete=True)
+                withdrawn = replace(buried, deletion="done")
                 await self._put(withdrawn, matches(mine.etag))
                 raise error
         return volume
 
     async def remove(self, volume: Volume) -> None:
         """See Registry.remove. With `on_remove` delete nobody else gets its source before `finish_deletion`."""
-
-        def change(entry: Entry) -> Volume | None:
-            _check_same(entry, volume)
-            return None if entry.volume.removed else self._buried(entry.volume, delete=volume.on_remove == "delete")
-
-        await self._change(volume.name, change)
+        await self._change(volume.name, lambda entry: tombstones.remove(entry, volume, self._node, self._now()))
 
     async def begin_deletion(self, volume: Volume) -> Volume:
         """Note that objects of a removed volume are being deleted: from here on nobody brings it back.
 
         Raises UsageError when it is there (again), or is another volume by now.
         """
-
-        def change(entry: Entry) -> Volume | None:
-            _check_same(entry, volume)
-            if not entry.volume.removed:
-                raise UsageError(
-                    f"volume {volume.name}: is not removed; `s3vol volume rm --data {volume.name}` does both"
-                )
-            return None if entry.volume.deletion else replace(entry.volume, on_remove="delete", deletion="begun")
-
-        return await self._change(volume.name, change)
+        return await self._change(volume.name, lambda entry: tombstones.begin_deletion(entry, volume))
 
     async def give_up_deletion(self, volume: Volume) -> None:
         """Make `volume`, a tombstone, what it was before a deletion that has not deleted anything."""
-
-        def change(entry: Entry) -> Volume | None:
-            _check_same(entry, volume)
-            back = replace(entry.volume, on_remove=volume.on_remove, deletion="")
-            return back if entry.volume.deletion == "begun" else None
-
-        await self._change(volume.name, change)
+        await self._change(volume.name, lambda entry: tombstones.give_up_deletion(entry, volume))
 
     async def finish_deletion(self, volume: Volume) -> None:
         """Note that all objects of a removed volume are gone: its name and its source are free again."""
-
-        def change(entry: Entry) -> Volume | None:
-            _check_same(entry, volume)
-            return replace(entry.volume, deletion="done") if entry.volume.deletion == "begun" else None
-
-        await self._change(volume.name, change)
+        await self._change(volume.name, lambda entry: tombstones.finish_deletion(entry, volume))
 
     async def undelete(self, name: str) -> Volume:
         """See Registry.undelete."""
@@ -351,7 +282,7 @@ class BucketRegistry:
         now_ns = await self._holders.now_ns()
 
         def change(entry: Entry) -> Volume | None:
-            volume = records.revive(entry, now_ns)
+            volume = tombstones.revive(entry, now_ns)
             self._check_room(volume)
             return volume
 
@@ -361,7 +292,7 @@ class BucketRegistry:
         """Replace a record by what `change` makes of it (None: it is right already); returns what is there then."""
         key = records.key_of(name)
         wanted: Volume | None = None
-        for _ in range(_TRIES):
+        for _ in range(TRIES):
             entry = await self._take_over(name)
             if entry is None or entry.volume.clearing:
                 raise UsageError(f"volume {name}: no such volume; `s3vol volume ls --all` shows those there are")
@@ -372,7 +303,7 @@ class BucketRegistry:
                 return entry.volume
             if await self._put(wanted, matches(entry.etag)):
                 return wanted
-        raise Unavailable(f"record {key}: is being changed again and again")
+        raise reading.restless(key)
 
     async def clear(self) -> None:
         """See Registry.clear."""
@@ -380,11 +311,11 @@ class BucketRegistry:
         if removed:
             now_ns = await self._holders.now_ns()
             for hint in removed:
-                if not records.may_clear(hint, now_ns):  # the copy may have this node's time of it
+                if not tombstones.may_clear(hint, now_ns):  # the copy may have this node's time of it
                     continue
                 with contextlib.suppress(Corrupt):  # damaged since; said already, and left to people
                     entry = await self._take_over(hint.volume.name)
-                    if entry is not None and records.may_clear(entry, now_ns):
+                    if entry is not None and tombstones.may_clear(entry, now_ns):
                         await self._clear(entry)
         await self._holders.clear()
 
@@ -393,17 +324,14 @@ class BucketRegistry:
         name = entry.volume.name
         if not await self._put(replace(entry.volume, clearing=secrets.token_hex(8)), matches(entry.etag)):
             return
-        with trio.move_on_after(records.CLEAR_WITHIN_S):
+        with trio.move_on_after(tombstones.CLEAR_WITHIN_S):
             await self._store.delete(records.key_of(name))
             self._replica.note(name, None)
             log.info("record of a volume that was removed long ago: deleted", extra={"volume": name})
         await self._save()
 
-    def _buried(self, volume: Volume, *, delete: bool) -> Volume:
-        return records.bury(volume, self._node, self._now(), delete=delete)
-
     def _now(self) -> str:
-        return timestamp(self._now_s())
+        return volumes.timestamp(self._now_s())
 
     # -- who has it mounted
 
@@ -442,20 +370,6 @@ class BucketRegistry:
                 self._save_error, self._saved = "", document
 
 
-@dataclass(slots=True)
-class _Found:
-    """What reading the changed records gave."""
-
-    read: list[Entry] = field(default_factory=list)
-    gone: list[str] = field(default_factory=list)
-    damaged: list[Damaged] = field(default_factory=list)
-
-
-def _check_same(entry: Entry, volume: Volume) -> None:
-    if entry.volume.uuid != volume.uuid:
-        raise UsageError(f"volume {volume.name}: is another volume by now, created by {entry.volume.created_by}")
-
-
 async def _make_directory(volume: Volume) -> None:
     """A source that is a directory is made like a bucket's prefix: by itself."""
     source = parse_source(volume.source)
@@ -465,8 +379,3 @@ async def _make_directory(volume: Volume) -> None:
         await trio.to_thread.run_sync(functools.partial(os.makedirs, source.directory, exist_ok=True))
     except OSError as error:
         raise UsageError(f"volume {volume.name}: {source.url}: cannot be made: {error.strerror}") from None
-
-
-def timestamp(at_s: float) -> str:
-    """RFC 3339 in UTC, in whole seconds: what dockerd reads as CreatedAt."""
-    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from s3vol.errors import Corrupt
@@ -99,3 +100,8 @@ def decode(data: bytes, what: str) -> Volume:
     if not valid:
         raise Corrupt(f"{what}: is not a volume record: a value has the wrong form")
     return volume
+
+
+def timestamp(at_s: float) -> str:
+    """RFC 3339 in UTC, in whole seconds: what dockerd reads as CreatedAt."""
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -13,7 +13,7 @@ import trio
 from s3vol.errors import Unavailable, UsageError
 from s3vol.store.base import Store
 from s3vol.store.decorator import Call, Decorator, T
-from s3vol_plugin import holders, records
+from s3vol_plugin import holders, records, tombstones
 from s3vol_plugin.registry import BucketRegistry
 from s3vol_plugin.volume import Volume
 from tests.plugin.backends import KINDS, backend
@@ -70,7 +70,7 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> None:
     """What happened is longer ago than anything that is waited for."""
-    monkeypatch.setattr(records, "UNDELETE_S", -1.0)
+    monkeypatch.setattr(tombstones, "UNDELETE_S", -1.0)
     monkeypatch.setattr(holders, "SILENT_S", -1.0)
 
 
@@ -161,7 +161,7 @@ async def test_what_a_crash_leaves_marked_is_cleared_and_replaced_after_a_while(
         with pytest.raises(Unavailable):
             await crashing.clear()
     assert await site.keys(records.FOLDER) == ["other.json", "web.json"]
-    monkeypatch.setattr(records, "CLEAR_GUARD_S", -1.0)
+    monkeypatch.setattr(tombstones, "CLEAR_GUARD_S", -1.0)
     node = await site.node("n2")
     made = await node.create(site.volume())
     await node.clear()

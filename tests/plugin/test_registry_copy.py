@@ -20,7 +20,7 @@ from s3vol.store.fault import FaultControls, FaultStore
 from s3vol.store.memory import MemoryBucket
 from s3vol.store.retry import RetryStore
 from s3vol.types import ObjectInfo
-from s3vol_plugin import records, replica
+from s3vol_plugin import records, replica, tombstones
 from s3vol_plugin.holders import FRESH_S, fresh
 from s3vol_plugin.records import Entry
 from s3vol_plugin.registry import BucketRegistry
@@ -247,12 +247,12 @@ def test_seven_days_are_those_of_the_store() -> None:
     volume = make_volume(removed_at="2026-01-01T00:00:00Z", removed_by="n1")
     tombstone = Entry(volume, "e", 10**18)
     just, over = int(10**18 + 7 * 86400e9), int(10**18 + 7 * 86400e9 + 1e9)
-    assert records.revive(tombstone, just).removed_at == ""
+    assert tombstones.revive(tombstone, just).removed_at == ""
     with pytest.raises(UsageError, match="its objects are still at s3://memory/web: create it again"):
-        records.revive(tombstone, over)
+        tombstones.revive(tombstone, over)
     with pytest.raises(UsageError, match="undelete"):
-        records.may_replace(tombstone, make_volume(), just)
-    records.may_replace(tombstone, make_volume(), over)
+        tombstones.may_replace(tombstone, make_volume(), just)
+    tombstones.may_replace(tombstone, make_volume(), over)
 
 
 async def test_a_file_that_cannot_be_read_is_put_aside_and_does_not_stop_the_start(
