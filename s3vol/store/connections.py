@@ -95,7 +95,16 @@ class _Line:
 
     def is_silent(self) -> bool:
         """True when the server has neither closed the connection nor said anything unasked."""
-        return not self._readable.poll(0)
+        return not self._readable.poll(0) and not self._has_unread()
+
+    def _has_unread(self) -> bool:
+        """True when TLS took more from the socket than the last answer: the socket alone does not tell.
+
+        `pending` counts what is decrypted. Records that came in the same piece are where trio keeps them, and nothing
+        that is public shows them (trio 0.34).
+        """
+        stream = self.stream
+        return isinstance(stream, trio.SSLStream) and bool(stream.pending() or stream._incoming.pending)
 
     @property
     def is_plain(self) -> bool:
@@ -141,6 +150,7 @@ class Connections:
         self._timeout_s = timeout_s
         self._idle_max = idle_max
         self._idle: list[_Line] = []
+        self._closed = False
         self._memory = AlignedBuffers()
 
     @property
@@ -169,6 +179,8 @@ class Connections:
             with trio.fail_after(self._timeout_s) as scope:
                 refused = await self._send(line, scope, method, target, headers, body)
                 reply, goes_on = await self._receive(line, scope, method, refused, in_place)
+            if refused is not None and reply.status < 300:
+                raise refused  # who did not take all of the body cannot have kept it
         except trio.TooSlowError:
             line.close()
             raise Unavailable(f"{what}: no answer within {self._timeout_s:g} s") from None
@@ -181,7 +193,7 @@ class Connections:
         except BaseException:
             line.close()
             raise
-        if goes_on:
+        if goes_on and not self._closed:
             self._keep(line)
         else:
             line.close()
@@ -229,6 +241,7 @@ class Connections:
 
     def close(self) -> None:
         """Close what is idle; exchanges in progress go on."""
+        self._closed = True
         while self._idle:
             self._idle.pop().close()
 

@@ -231,8 +231,8 @@ _KIND_BY_TYPE: tuple[tuple[type[BaseException], type[S3volError]], ...] = (
     (ValueError, Rejected),
 )
 
+# No ENOENT: a missing key is an answer of the server; this is a program or a file of the credentials that has gone.
 _KIND_BY_ERRNO: dict[int, type[S3volError]] = {
-    errno.ENOENT: NotFound,
     errno.EACCES: Denied,
     errno.EPERM: Denied,
     errno.EROFS: Denied,
@@ -258,6 +258,8 @@ def translate(error: BaseException, what: str, *, server_date: Callable[[], str]
             answer = replace(answer, server_date=server_date())
         return judge(answer, what)
     reason = _first_line(error)
+    if type(error) is RuntimeError and "credentials" in reason.lower():  # botocore's, when renewed keys have expired
+        return Unavailable(f"{what}: {reason}")
     if _is_panic(error):
         return Rejected(f"{what}: the S3 client cannot express this request: {reason}")
     if isinstance(error, (obs.BaseError, aws.BotoCoreError)) and "certificate" in str(error).lower():

@@ -236,6 +236,7 @@ class FileStore:
     ) -> Page:
         """See Store.list. The cursor is the last entry of the page before."""
         limit = rules.check_limit(limit)
+        rules.check_text(prefix)
         after = cursor or start_after
         query = Query(
             prefix=self._prefix + prefix,

@@ -251,6 +251,7 @@ class MemoryStore:
     ) -> Page:
         """See Store.list. The cursor is the last entry of the page before."""
         limit = rules.check_limit(limit)
+        rules.check_text(prefix)
         await trio.lowlevel.checkpoint()
         after = cursor or start_after
         full, full_after = self._prefix + prefix, self._prefix + after if after else self._prefix

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 HEAD_MAX_BYTES = 64 << 10  # S3 allows 8 KiB of headers; proxies add theirs
 
 _END = b"\r\n\r\n"
+_LAX_END = re.compile(rb"\n\r?\n")  # what h11 takes for the end of a head
 _PLAIN = re.compile(
     rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?\r\n"
     rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n"
@@ -38,7 +39,7 @@ class Head:
 
 def is_complete(received: bytes) -> bool:
     """True when all of a head is here, or more than a head may have."""
-    return _END in received or len(received) > HEAD_MAX_BYTES
+    return _END in received or len(received) > HEAD_MAX_BYTES or _LAX_END.search(received) is not None
 
 
 def parse(received: bytes, method: str) -> Head | None:

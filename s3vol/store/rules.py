@@ -30,12 +30,17 @@ MINIO_MARKER_MAX_BYTES = 255 - len("__XLDIR__")
 """MinIO keeps the marker `name/` as a file `name__XLDIR__`, and a file's name has 255 bytes."""
 
 
-def check_key(key: str, caps: Capabilities) -> None:
-    """Raise NameTooLong or Rejected for a key that no path and no MinIO can hold."""
+def check_text(key: str) -> int:
+    """Bytes of a key, or of the beginning of keys. Raises Rejected for one that is no text: S3 has UTF-8 only."""
     try:
-        size_bytes = len(key.encode())
+        return len(key.encode())
     except UnicodeEncodeError:
         raise Rejected(f"key {key!r} is not UTF-8") from None
+
+
+def check_key(key: str, caps: Capabilities) -> None:
+    """Raise NameTooLong or Rejected for a key that no path and no MinIO can hold."""
+    size_bytes = check_text(key)
     if size_bytes > caps.max_key_bytes:
         raise NameTooLong(f"key of {size_bytes} bytes: at most {caps.max_key_bytes} are possible")
     if "\0" in key:

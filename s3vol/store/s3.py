@@ -191,6 +191,7 @@ class S3Store:
     ) -> Page:
         """See Store.list."""
         limit = rules.check_limit(limit)
+        rules.check_text(prefix + (start_after or ""))
         after = None if start_after is None else self._root + start_after
         with_metadata = metadata and self._capabilities.list_metadata
 

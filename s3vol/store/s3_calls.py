@@ -63,11 +63,12 @@ def head(client: Client, key: str) -> ObjectInfo:
         if answer.status == 404:
             raise Unavailable(f"head {key}: missing for HEAD, there for GET: it was written just now") from error
         raise
-    size = found["ContentLength"]
+    etag = found.get("ETag", "")
+    size = wire.told_size(f"head {key}", found.get("ContentLength"), etag)
     return ObjectInfo(
         key=key,
         size=size,
-        etag=wire.unsealed(wire.bare(found["ETag"]), size=size, sse=found.get("ServerSideEncryption", "")),
+        etag=wire.unsealed(wire.bare(etag), size=size, sse=found.get("ServerSideEncryption", "")),
         modified_ns=int(found["LastModified"].timestamp()) * _NS,
         metadata=dict(wire.decode_metadata(name, value) for name, value in found["Metadata"].items()),
         content_type=found.get("ContentType", ""),
@@ -153,7 +154,7 @@ def _put_fast(client: Client, key: str, content: Content, condition: Condition) 
         mode = {"e_tag": wire.quoted(condition.etag)}
     attributes = {"Content-Type": content.content_type, **content.metadata}
     done = obstore.put(client.fast, key, content.body, attributes=attributes, mode=mode, use_multipart=False)
-    return wire.bare(done["e_tag"])
+    return wire.told_etag(f"put {key}", done["e_tag"])
 
 
 def _put_slow(client: Client, key: str, content: Content, condition: Condition) -> str:
@@ -170,7 +171,7 @@ def _put_slow(client: Client, key: str, content: Content, condition: Condition) 
             **client.encryption.making(),
             **checksum,
         )
-        return wire.bare(done["ETag"])
+        return wire.told_etag(f"put {key}", done.get("ETag"))
 
     try:
         return send(condition)
@@ -230,7 +231,7 @@ def upload_part(client: Client, key: str, upload_id: str, number: int, body: Buf
         Body=wire.as_file(body),
         **client.encryption.touching(),
     )
-    return Part(number, wire.bare(done["ETag"]))
+    return Part(number, wire.told_etag(f"part {number} of {key}", done.get("ETag")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +259,7 @@ def copy_part(client: Client, key: str, upload_id: str, number: int, source: Ext
         **client.encryption.copying(),
         **extent,
     )
-    return Part(number, wire.bare(done["CopyPartResult"]["ETag"]))
+    return Part(number, wire.told_etag(f"part {number} of {key}", done["CopyPartResult"].get("ETag")))
 
 
 def complete_upload(client: Client, key: str, upload_id: str, parts: Sequence[Part], condition: Condition) -> str:
@@ -271,7 +272,7 @@ def complete_upload(client: Client, key: str, upload_id: str, parts: Sequence[Pa
         **_conditional(condition),
         **client.encryption.touching(),  # MinIO looks at what is there with it
     )
-    return wire.bare(done["ETag"])
+    return wire.told_etag(f"complete {key}", done.get("ETag"))
 
 
 def abort_upload(client: Client, key: str, upload_id: str) -> None:

@@ -28,7 +28,7 @@ from urllib.parse import quote
 import trio
 from botocore.credentials import RefreshableCredentials
 
-from s3vol.errors import S3volError, Unavailable
+from s3vol.errors import Rejected, S3volError, Unavailable
 from s3vol.store import edge, s3_sign
 from s3vol.store import s3_wire as wire
 from s3vol.store.aligned import BLOCK_BYTES
@@ -85,7 +85,8 @@ class Light:
         """HEAD."""
         reply = await self._ask(what, "HEAD", key, headers=self._encryption.headers())
         if 200 <= reply.status < 300:
-            return _info(key, reply, int(reply.headers.get("content-length", "0")))
+            told = reply.headers
+            return _info(key, reply, wire.told_size(what, told.get("content-length"), told.get("etag")))
         raise await self._reason(what, key, reply)
 
     async def get(self, what: str, key: str, start: int, length: int, if_match: str | None) -> Buffer | None:
@@ -140,7 +141,7 @@ class Light:
         reply = await self._change(what, "PUT", key, headers, body, digest.hex())
         if reply.status != 200:
             raise reply.error(what)
-        return wire.bare(reply.headers.get("etag"))
+        return wire.told_etag(what, reply.headers.get("etag"))
 
     async def upload_part(self, what: str, key: str, upload_id: str, number: int, body: Buffer) -> str:
         """Send one part of an upload; returns its ETag."""
@@ -150,7 +151,7 @@ class Light:
         reply = await self._change(what, "PUT", key, headers, body, digest.hex(), query)
         if reply.status != 200:
             raise reply.error(what)
-        return wire.bare(reply.headers.get("etag"))
+        return wire.told_etag(what, reply.headers.get("etag"))
 
     async def delete(self, what: str, key: str) -> None:
         """DELETE; a missing key is success."""
@@ -218,7 +219,11 @@ class Light:
             sent = {"host": place.host, **sent}
         else:
             request = s3_sign.Request(method, place.host, path, query, sent, body_sha256)
-            sent = s3_sign.sign(request, await self._current_keys(what), place.region, time.time())
+            keys = await self._current_keys(what)
+            try:
+                sent = s3_sign.sign(request, keys, place.region, time.time())
+            except UnicodeError as error:
+                raise Rejected(f"{what}: a header cannot be sent: {error}") from None
         target = f"{path}?{query}" if query else path
         return await self._connections.exchange(what, method, target, sent, body, in_place=in_place)
 
@@ -253,6 +258,8 @@ async def _sha256(body: Buffer) -> bytes:
 def _whole_size(what: str, reply: Reply, start: int) -> int:
     """Length of the object that the answer is a piece of."""
     if reply.status == 200 and start == 0:
+        if reply.headers.keys().isdisjoint(("content-length", "transfer-encoding")):
+            raise Unavailable(f"{what}: an answer that ends with its connection may have been cut")
         return len(reply.content)
     extent = reply.headers.get("content-range", "")  # `bytes 0-9/100`
     total = extent.rpartition("/")[2]
@@ -266,7 +273,7 @@ def _info(key: str, reply: Reply, size: int) -> ObjectInfo:
     sse = headers.get("x-amz-server-side-encryption", "")
     try:
         modified_s = int(edge.parse_date(headers.get("last-modified", "")))
-    except ValueError:
+    except (ValueError, OverflowError):
         modified_s = 0
     return ObjectInfo(
         key=key,

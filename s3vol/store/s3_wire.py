@@ -21,7 +21,7 @@ import re
 from collections.abc import Mapping
 from typing import IO, cast
 
-from s3vol.errors import MetadataTooLarge, Rejected
+from s3vol.errors import MetadataTooLarge, Rejected, Unavailable
 from s3vol.layout import metadata_bytes
 from s3vol.store.base import Buffer, Capabilities
 from s3vol.types import KIB
@@ -142,6 +142,25 @@ def _decode_word(form: str, text: str) -> bytes:
 def bare(etag: str | None) -> str:
     """An ETag without quotes and weakness mark."""
     return (etag or "").removeprefix("W/").strip('"')
+
+
+def told_etag(what: str, etag: str | None) -> str:
+    """The ETag of what was written, without quotes. Raises Unavailable when the answer has none: whether it was
+    written is then to be looked up, and the next If-Match would mean nothing."""
+    found = bare(etag)
+    if not found:
+        raise Unavailable(f"{what}: the answer does not say which version was written")
+    return found
+
+
+def told_size(what: str, length: str | int | None, etag: str | None) -> int:
+    """Bytes of an object, of which an answer to HEAD says `length`. Raises Unavailable when it says nothing.
+
+    A proxy that compresses or re-frames answers takes Content-Length away; only of what is empty it may be left out.
+    """
+    if length is None and bare(etag) != EMPTY_MD5:
+        raise Unavailable(f"{what}: the answer does not say how long the object is: does a proxy change answers?")
+    return int(length or 0)
 
 
 def is_sealed(etag: str) -> bool:

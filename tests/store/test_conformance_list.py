@@ -33,6 +33,11 @@ async def test_an_empty_bucket_has_an_empty_page(store: Store) -> None:
     assert await store.list("nothing/here/") == Page((), (), None)
 
 
+async def test_a_prefix_that_is_no_text_is_refused(store: Store) -> None:
+    with pytest.raises(Rejected, match="not UTF-8"):
+        await store.list("sur\udc80rogate/")
+
+
 async def test_keys_come_in_byte_order(store: Store) -> None:
     await fill(store, KEYS[::-1])
     page = await store.list("", delimiter=False)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
 
 from s3vol.errors import Rejected, Unavailable
 from s3vol.store.connections import Address, Connections
+from s3vol.types import MIB
+from tests.support.tls import certificate
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nETag: a\r\nETag: b\r\n\r\nok"
 HEADERS = {"host": "localhost"}
@@ -19,7 +23,7 @@ Peer = Callable[[trio.SocketStream], Awaitable[None]]
 
 @asynccontextmanager
 async def serving(
-    peer: Peer, *, timeout_s: float = 5.0, idle_max: int = 4
+    peer: Peer, *, timeout_s: float = 5.0, idle_max: int = 4, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[tuple[Connections, list[trio.SocketStream]]]:
     """Connections to a server that treats each one with `peer`; and those that came."""
     came: list[trio.SocketStream] = []
@@ -35,14 +39,14 @@ async def serving(
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, treat, [listener])
-        address = Address("127.0.0.1", listener.socket.getsockname()[1])
+        address = Address("127.0.0.1", listener.socket.getsockname()[1], tls)
         connections = Connections(address, connect_timeout_s=5.0, timeout_s=timeout_s, idle_max=idle_max)
         yield connections, came
         connections.close()
         nursery.cancel_scope.cancel()
 
 
-async def request_of(stream: trio.SocketStream) -> bytes:
+async def request_of(stream: trio.abc.ReceiveStream) -> bytes:
     """One request, as far as its head; b"" at the end of the connection."""
     text = b""
     while b"\r\n\r\n" not in text:
@@ -196,3 +200,96 @@ async def test_a_port_where_nobody_listens_is_said() -> None:
     connections = Connections(address, connect_timeout_s=5.0, timeout_s=5.0, idle_max=1)
     with pytest.raises(Unavailable, match=r"^ask: cannot connect: .*refused"):
         await connections.exchange("ask", "GET", "/", HEADERS)
+
+
+async def test_a_success_that_came_before_the_body_was_taken_is_no_success() -> None:
+    async def hasty(stream: trio.SocketStream) -> None:
+        await request_of(stream)
+        await stream.send_all(OK)
+
+    async with serving(hasty) as (connections, _):
+        with pytest.raises(Unavailable):
+            await connections.exchange("ask", "PUT", "/", {**HEADERS, "content-length": str(32 * MIB)}, bytes(32 * MIB))
+
+
+async def test_a_connection_in_use_at_the_close_is_closed_after_it() -> None:
+    asked, answer, gone = trio.Event(), trio.Event(), trio.Event()
+
+    async def slow(stream: trio.SocketStream) -> None:
+        while await request_of(stream):
+            asked.set()
+            await answer.wait()
+            await stream.send_all(OK)
+        gone.set()
+
+    async with serving(slow) as (connections, _):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connections.exchange, "ask", "GET", "/", HEADERS)
+            await asked.wait()
+            connections.close()
+            answer.set()
+        with trio.fail_after(5):
+            await gone.wait()
+
+
+async def test_a_head_whose_lines_end_with_lf_is_a_head() -> None:
+    async def lax(stream: trio.SocketStream) -> None:
+        while await request_of(stream):
+            await stream.send_all(b"HTTP/1.1 200 OK\nContent-Length: 2\n\nok")
+
+    async with serving(lax) as (connections, _):
+        for _ in range(2):
+            assert (await connections.exchange("ask", "GET", "/", HEADERS)).body == b"ok"
+
+
+class _Gathering(trio.abc.Stream):
+    """What is sent goes out together with what is sent next, at `flush`."""
+
+    def __init__(self, inner: trio.SocketStream) -> None:
+        self._inner = inner
+        self._held: bytes | None = None
+
+    def gather(self) -> None:
+        self._held = b""
+
+    async def flush(self) -> None:
+        held, self._held = self._held or b"", None
+        await self._inner.send_all(held)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self._held is None:
+            await self._inner.send_all(data)
+        else:
+            self._held += bytes(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._inner.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._inner.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+@pytest.mark.parametrize("surplus", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbad"])
+async def test_what_tls_took_behind_an_answer_is_not_taken_for_the_next_one(surplus: bytes, tmp_path: Path) -> None:
+    chain = certificate(tmp_path / "public.crt", tmp_path / "private.key")
+    ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ours.load_cert_chain(chain, tmp_path / "private.key")
+    trusting = ssl.create_default_context(cafile=str(chain))
+
+    async def talkative(stream: trio.SocketStream) -> None:
+        gathering = _Gathering(stream)
+        tls = trio.SSLStream(gathering, ours, server_side=True, https_compatible=True)
+        while await request_of(tls):
+            gathering.gather()
+            await tls.send_all(OK)
+            if surplus:
+                await tls.send_all(surplus)
+            await gathering.flush()
+
+    async with serving(talkative, tls=trusting) as (connections, came):
+        for _ in range(2):
+            assert (await connections.exchange("ask", "GET", "/", HEADERS)).body == b"ok"
+        assert len(came) == (2 if surplus else 1)

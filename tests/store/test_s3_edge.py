@@ -116,7 +116,8 @@ def test_both_clients_lead_to_the_same_kind(status: int, code: str, kind: type[S
         (OSError(errno.EDQUOT, "quota"), QuotaExceeded),
         (OSError(errno.ENAMETOOLONG, "long"), NameTooLong),
         (PermissionError(errno.EACCES, "no"), Denied),
-        (FileNotFoundError(errno.ENOENT, "gone"), NotFound),
+        (FileNotFoundError(errno.ENOENT, "gone"), Unavailable),
+        (RuntimeError("Credentials were refreshed, but the refreshed credentials are still expired."), Unavailable),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else type(value).__name__,
 )

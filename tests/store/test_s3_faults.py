@@ -11,7 +11,7 @@ from email.utils import formatdate
 import pytest
 import trio
 
-from s3vol.errors import Corrupt, Denied, NoSpace, NotFound, QuotaExceeded, S3volError, Unavailable
+from s3vol.errors import Corrupt, Denied, NoSpace, NotFound, QuotaExceeded, Rejected, S3volError, Unavailable
 from s3vol.store.base import Part
 from s3vol.store.open import compose
 from s3vol.store.s3 import S3Store
@@ -100,6 +100,47 @@ async def test_bytes_from_elsewhere_in_the_object_are_never_returned(
         async with s3_store(server.endpoint, "bucket", behind_proxy=behind_proxy) as store:
             with pytest.raises(Unavailable):
                 await store.get(key, 50, 20)
+
+
+async def test_a_body_whose_length_nobody_said_is_not_taken_for_the_whole_object() -> None:
+    with canned(Canned(200, b"whole body", {**ETAG, "Content-Length": ""}, cut=4)) as server:
+        async with s3_store(server.endpoint, "bucket") as store:
+            with pytest.raises(Unavailable, match="may have been cut"):
+                await store.get("k", 0, 100)
+
+
+@BOTH_CLIENTS
+async def test_an_object_whose_length_nobody_says_is_not_taken_for_an_empty_one(key: str, behind_proxy: bool) -> None:
+    empty = {**ETAG, "ETag": f'"{hashlib.md5().hexdigest()}"'}
+    with canned(
+        Canned(200, b"", {**ETAG, "Content-Length": ""}), Canned(200, b"", {**empty, "Content-Length": ""})
+    ) as server:
+        async with s3_store(server.endpoint, "bucket", behind_proxy=behind_proxy) as store:
+            with pytest.raises(Unavailable, match="how long"):
+                await store.head(key)
+            assert (await store.head(key)).size == 0
+
+
+@BOTH_CLIENTS
+async def test_a_write_whose_version_nobody_says_is_to_be_looked_up(key: str, behind_proxy: bool) -> None:
+    with canned(Canned(200)) as server:
+        async with s3_store(server.endpoint, "bucket", behind_proxy=behind_proxy) as store:
+            with pytest.raises(Unavailable, match=r"which version|ETag"):
+                await store.put(key, b"body", metadata={})
+
+
+async def test_a_header_that_is_no_text_is_refused() -> None:
+    with canned(Canned(200, b"", ETAG)) as server:
+        async with s3_store(server.endpoint, "bucket") as store:
+            with pytest.raises(Rejected):
+                await store.put("k", b"x", metadata={}, content_type="text/\udcff")
+        assert not server.requests
+
+
+async def test_a_date_beyond_all_time_hides_no_object() -> None:
+    with canned(Canned(200, b"", {**ETAG, "Content-Length": "7", "Last-Modified": "0 JAN 3000000000 0:0"})) as server:
+        async with s3_store(server.endpoint, "bucket") as store:
+            assert (await store.head("k")).modified_ns == 0
 
 
 @BOTH_CLIENTS

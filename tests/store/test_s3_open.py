@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ import pytest
 from botocore.loaders import JSONFileLoader
 
 from s3vol.errors import Unavailable, UsageError
-from s3vol.store.base import ABSENT, Capabilities
+from s3vol.store.base import ABSENT, Capabilities, matches
 from s3vol.store.open import Source, StoreSettings, open_s3, open_store, parse_source
 from s3vol.store.s3_client import connect
 from s3vol.types import Health
 from tests.support.canned import Canned, canned, s3_error
 from tests.support.minio import ACCESS_KEY, REGION, SECRET_KEY, Minio
-from tests.support.s3 import MINIO_CAPABILITIES, proxied, settings_for
+from tests.support.s3 import MINIO_CAPABILITIES, proxied, s3_store, settings_for
 from tests.support.tls import certify
 
 
@@ -282,6 +283,32 @@ async def test_session_tokens_and_credentials_that_are_renewed_work_in_all_clien
     environment.delenv("AWS_SECRET_ACCESS_KEY")
     environment.setenv("AWS_CONFIG_FILE", str(config))
     await works(bucket, StoreSettings(profile="renewed"))
+
+
+@pytest.mark.parametrize("behind_proxy", [False, True], ids=["light", "heavy"])
+async def test_credentials_that_cannot_be_renewed_are_no_missing_object(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, behind_proxy: bool
+) -> None:
+    expiry = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()  # so botocore renews them before each request
+    keys = {"AccessKeyId": "key", "SecretAccessKey": "secret", "SessionToken": "token"}
+    answer = tmp_path / "answer.json"
+    answer.write_text(json.dumps({"Version": 1, "Expiration": expiry, **keys}))
+    program, config = tmp_path / "program", tmp_path / "config"
+    program.write_text(f"#!/bin/sh\ncat {answer}\n")
+    program.chmod(0o700)
+    config.write_text(f"[profile renewed]\ncredential_process = {program}\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    chain: dict[str, Any] = {"access_key": None, "secret_key": None, "profile": "renewed"}
+    with canned(Canned(204)) as server:
+        async with s3_store(server.endpoint, "bucket", behind_proxy=behind_proxy, **chain) as store:
+            program.unlink()
+            put = partial(store.put, "k", b"x", metadata={}, condition=matches("0123"))
+            for call in (lambda: store.head("k"), lambda: store.delete("k"), put):
+                with pytest.raises(Unavailable, match="program"):
+                    await call()
+        assert not server.requests
 
 
 @pytest.fixture(scope="module")

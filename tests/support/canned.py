@@ -16,7 +16,10 @@ LIST_START = b'<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws
 
 @dataclass(frozen=True)
 class Canned:
-    """One reply. `cut` drops the connection after that many bytes of the body, whatever Content-Length says."""
+    """One reply. `cut` drops the connection after that many bytes of the body, whatever Content-Length says.
+
+    A header of the empty string is left out.
+    """
 
     status: int
     body: bytes = b""
@@ -53,7 +56,8 @@ def canned(*replies: Canned) -> Iterator[CannedServer]:
             reply = queue.pop(0) if len(queue) > 1 else queue[0]
             self.send_response_only(reply.status)  # without Date: that is the test's to say
             for name, value in {"Content-Length": str(len(reply.body)), **reply.headers}.items():
-                self.send_header(name, value)
+                if value:
+                    self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(reply.body[: reply.cut])

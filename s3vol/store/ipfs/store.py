@@ -267,6 +267,7 @@ class IpfsStore:
     ) -> Page:
         """See Store.list. The cursor is the last entry of the page before."""
         limit = rules.check_limit(limit)
+        rules.check_text(prefix)
         await self._parts.refresher.refresh()
         after = cursor or start_after
         cut_at = len(self._prefix)
