@@ -70,6 +70,7 @@ def assemble(
     tell = _teller(events, health)
 
     def forget(content: CachedContent) -> None:
+        space.lru.forget_all(content)
         ledger.update(content)
         journal.enqueue(saver.record_gone(content))
 
@@ -100,7 +101,7 @@ def assemble(
         store, files, sender, guard, saver, keeper, journal, ledger, budget, settings, health, cache_id, moved
     )
     writeback = WriteBack(publisher, saver, sender, ledger, settings, health, tell)
-    reader = Reader(files, space, fetcher, Loader(files, budget, shelf), tasks, settings, health)
+    reader = Reader(files, space, fetcher, Loader(files, budget, shelf), publisher, tasks, settings, health)
     writer = Writer(
         files, journal, registry, ledger, space, saver, sender, publisher, writeback, tasks, settings, health
     )

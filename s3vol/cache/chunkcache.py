@@ -224,7 +224,7 @@ class ChunkCache:
     async def sync(self, content: Content) -> None:
         """See `ContentCache.sync`. Raises Conflict when the content is CONFLICTED."""
         own = _own(content)
-        if own.state is State.CONFLICTED:
+        if own.state is State.CONFLICTED and not own.keeping:
             raise Conflict(own.key, own.conflict_key)
         await self.parts.saver.sync(own)
 

@@ -68,6 +68,8 @@ class ConflictKeeper:
         """Copy the content, which is DIRTY, beside its key and raise Conflict. `publish_lock` is held by the caller."""
         content.state = State.CONFLICTED
         content.conflict_key = content.conflict_key or self._place(content)
+        content.keeping = True
+        content.refs += 1  # ours: without any, a CONFLICTED content is deleted, and the copy would be zeros
         try:
             await self._sender.drop_stream(content)
             missing = await self._copy(content)
@@ -75,6 +77,9 @@ class ConflictKeeper:
             if content.state is State.CONFLICTED:  # and not discarded meanwhile
                 content.state = State.DIRTY
             raise
+        finally:
+            content.refs -= 1
+            content.keeping = False
         hit(Point.CONFLICT_AFTER_COPY)
         self._report(content, missing)
         self._settled(content)

@@ -92,6 +92,7 @@ class CachedContent:
     carried_bytes: int = 0  # about how many
     cut_unflushed: bool = False  # a power failure could bring back what the data file had before it was cut
     recorded: set[int] = field(default_factory=set)
+    recordings: int = 0  # grows when chunks are recorded: who takes some out has to look again
     unrecorded: set[int] = field(default_factory=set)  # chunks that may have become clean since they were looked at
     generation: int = 0
     published_generation: int = 0
@@ -111,6 +112,7 @@ class CachedContent:
     dropped: bool = False  # forgotten by the cache: nothing may be written to its data file any more
     indexed: bool = False  # found by `attach`
     conflict_key: str = ""
+    keeping: bool = False  # CONFLICTED, and the copy is not made: to be saved and counted like a DIRTY one
     cutting: trio.Event | None = None  # a truncate waits for the journal: writes and truncates wait for it
     stream: Stream | None = None
     unstreamable: bool = False  # streaming failed: the publish sends everything
@@ -138,6 +140,11 @@ class CachedContent:
             both.update(self.inflight)
             written = both.count(self.base_limit, self.size)
         return self.base_limit + written
+
+    @property
+    def is_unpublished(self) -> bool:
+        """True while only this node has something of it."""
+        return self.state is State.DIRTY or (self.state is State.CONFLICTED and self.keeping)
 
     @property
     def unpublished_bytes(self) -> int:
@@ -177,7 +184,7 @@ class CachedContent:
 
     def evictable(self, index: int) -> list[Range]:
         """What of this chunk may leave the disk: bytes that the bucket has, of a chunk that nobody is at work on."""
-        if index in self.fetching or self.state in (State.DISCARDED, State.CONFLICTED):
+        if index in self.fetching or self.dropped or self.state in (State.DISCARDED, State.CONFLICTED):
             return []
         start, end = index * CHUNK_BYTES, (index + 1) * CHUNK_BYTES
         if self.is_changed(start, end):
@@ -327,7 +334,7 @@ class CachedContent:
             size=self.size,
             metadata=self.metadata,
             content_type=self.content_type,
-            state=self.state.value,
+            state=State.DIRTY.value if self.is_unpublished else self.state.value,
             attempt=self.attempt,
             attempts={number: next(reversed(attempt.sent), "") for number, attempt in self.attempts.items()},
             explicit_times=self.explicit_times,

@@ -282,10 +282,10 @@ class DataFiles:
 
         `start` is a multiple of PAGE_BYTES, `length` at most 8 MiB.
         """
-        place = self._direct_reads.take(-(-length // PAGE_BYTES) * PAGE_BYTES)
-        if place is None or content_id not in self._blocks:
-            return None
         try:
+            place = self._direct_reads.take(-(-length // PAGE_BYTES) * PAGE_BYTES)
+            if place is None or content_id not in self._blocks:
+                return None
             with self._pin(content_id) as fd:
                 read = self._direct_reads.read
                 done = await trio.to_thread.run_sync(read, fd, place, start, limiter=self._threads)

@@ -199,8 +199,8 @@ class Fetcher:
     async def _get(self, content: CachedContent, start: int, end: int, *, publishing: bool) -> Buffer | None:
         """These bytes of the base, or None when the base changed meanwhile. Takes no budget."""
         key, base = content.key, content.base
-        if base is None:
-            return None
+        if base is None or end > content.base_limit:
+            return None  # cut while we waited for our turn: the object may end before
         try:
             body = await self._store.get(key, start, end - start, if_match=base.etag)
         except (PreconditionFailed, NotFound) as error:
@@ -275,7 +275,8 @@ class Fetcher:
                 if landed:
                     self._filled(content, low, high)
                 elif not content.dropped:
-                    self._files.punch(content.id, low, high)
+                    for start, end in content.absent(low, high):  # others may have filled a part
+                        self._files.punch(content.id, start, end)
 
     def _filled(self, content: CachedContent, start: int, end: int) -> None:
         content.filled(start, end)

@@ -14,7 +14,6 @@ from collections import OrderedDict
 
 import trio
 
-from s3vol.cache.base import State
 from s3vol.cache.content import CachedContent
 
 
@@ -33,7 +32,7 @@ class Ledger:
 
     def update(self, content: CachedContent, *, since_s: float | None = None) -> None:
         """To be called after each change of a content. `since_s`: what is dirty now was written after this time."""
-        if content.state is State.DIRTY:
+        if content.is_unpublished:
             now = trio.current_time()
             if since_s is not None:
                 self.dirty.pop(content, None)

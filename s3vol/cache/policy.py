@@ -30,10 +30,11 @@ SCAN_LIMIT = 4096  # chunks passed over in one round; about 1 ms
 class Lru(Generic[Owner]):
     """Chunks by last use, the least recent first. A chunk is (owner, index)."""
 
-    __slots__ = ("_order",)
+    __slots__ = ("_chunks", "_order")
 
     def __init__(self) -> None:
         self._order: OrderedDict[tuple[Owner, int], None] = OrderedDict()
+        self._chunks: dict[Owner, set[int]] = {}
 
     def __len__(self) -> int:
         return len(self._order)
@@ -41,12 +42,24 @@ class Lru(Generic[Owner]):
     def use(self, owner: Owner, index: int) -> None:
         """This chunk is on disk and was used now."""
         key = (owner, index)
+        if key not in self._order:
+            self._chunks.setdefault(owner, set()).add(index)
         self._order[key] = None
         self._order.move_to_end(key)
 
     def forget(self, owner: Owner, index: int) -> None:
         """This chunk is not on disk any more."""
         self._order.pop((owner, index), None)
+        chunks = self._chunks.get(owner)
+        if chunks is not None:
+            chunks.discard(index)
+            if not chunks:
+                del self._chunks[owner]
+
+    def forget_all(self, owner: Owner) -> None:
+        """None of its chunks is on disk any more."""
+        for index in self._chunks.pop(owner, ()):
+            del self._order[owner, index]
 
     def plan(
         self, need_bytes: int, bytes_of: Callable[[Owner, int], int | None], *, scan_limit: int = SCAN_LIMIT
@@ -72,7 +85,7 @@ class Lru(Generic[Owner]):
             else:
                 kept.append(key)
         for key in gone:
-            del self._order[key]
+            self.forget(*key)
         for key in kept:
             self._order.move_to_end(key)
         return chosen

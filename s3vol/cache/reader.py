@@ -23,10 +23,11 @@ from s3vol.cache.direct import PAGE_BYTES
 from s3vol.cache.disk import DataFiles
 from s3vol.cache.fetch import RUN_BYTES, Fetcher
 from s3vol.cache.loader import Loader
+from s3vol.cache.publish import Publisher
 from s3vol.cache.readahead import Share
 from s3vol.cache.readaround import SMALL_BYTES
 from s3vol.cache.space import Space
-from s3vol.errors import NoSpace, S3volError, Unavailable
+from s3vol.errors import NoSpace, PreconditionFailed, S3volError, Unavailable
 from s3vol.store.base import Buffer
 from s3vol.types import CHUNK_BYTES, MIB, Health
 
@@ -43,6 +44,7 @@ class Reader:
         space: Space,
         fetcher: Fetcher,
         loader: Loader,
+        publisher: Publisher,
         tasks: Background,
         settings: CacheSettings,
         health: Health,
@@ -51,6 +53,7 @@ class Reader:
         self._space = space
         self._fetcher = fetcher
         self._loader = loader
+        self._publisher = publisher
         self._tasks = tasks
         self._settings = settings
         self._health = health
@@ -88,12 +91,22 @@ class Reader:
                 end = min(offset + length, content.size)
                 if end <= offset:
                     return b""
+                base = content.base
                 try:
-                    await self._fetcher.ensure(content, offset, end, reading=True, landing=landing)
-                except NoSpace:
-                    return await self._fetcher.read_through(content, offset, end - offset)
+                    try:
+                        await self._fetcher.ensure(content, offset, end, reading=True, landing=landing)
+                    except NoSpace:
+                        return await self._fetcher.read_through(content, offset, end - offset)
+                except PreconditionFailed:
+                    async with content.publish_lock:
+                        await self._publisher.settle_doubts(content)  # it may be our own publish, its reply lost
+                    if content.base is base:
+                        raise
+                    continue
                 if (held := content.bodies.serve(offset, end)) is not None:
                     return held
+                if end > content.size:
+                    continue  # cut meanwhile: what is beyond was never zeros
                 if content.absent(offset, end):
                     if content.dropped:
                         raise ValueError(f"{content.key}: read without a reference")
@@ -106,7 +119,7 @@ class Reader:
                 if data is None:
                     around = content.around.missed(offset, end, content.present, PAGE_BYTES)
                     data = await self._files.read(content.id, offset, end - offset, around)
-                if content.evictions == before:
+                if content.evictions == before and end <= content.size:
                     return data
         raise Unavailable(f"{content.key}: no answer within {self._settings.timeout_s:g} s")
 

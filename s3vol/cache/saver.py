@@ -57,7 +57,7 @@ class Saver:
         """Return when all that was written before the call survives a power failure. Raises NoSpace, PosixError."""
         wanted = content.generation
         async with content.sync_lock:
-            if content.state is State.DIRTY and content.saved_generation < wanted > content.published_generation:
+            if content.is_unpublished and content.saved_generation < wanted > content.published_generation:
                 await self._save(content)
         self._ledger.update(content)
 
@@ -72,7 +72,7 @@ class Saver:
             pieces = self._pieces(content)
             if pieces is None:
                 await self._flush(content)
-            if content.published_generation >= generation or content.state is not State.DIRTY:
+            if content.published_generation >= generation or not content.is_unpublished:
                 return
             # No await from here to the journal's queue, where a publish that settles later finds what is saved.
             content.saving = RangeSet()
@@ -155,7 +155,7 @@ class Saver:
 
     def record_change(self, content: CachedContent) -> list[records.Statement]:
         """Statements that make the journal's record say what is known now, without new dirty bytes."""
-        content.journal_state = content.state
+        content.journal_state = State.DIRTY if content.is_unpublished else content.state
         content.saved_row = None
         content.extent_rows = len(content.journaled)
         dropped = [] if content.journaled else self._drop_carried(content)
@@ -197,6 +197,7 @@ class Saver:
                 statements += records.save_content(content.row())
                 content.journal_state = content.state
             content.recorded.update(chunks)
+            content.recordings += 1
             self._journal.enqueue(statements + records.add_clean(content.id, chunks))
 
     async def flush_records(self) -> None:

@@ -198,6 +198,9 @@ class Sender:
 
     async def stream(self, content: CachedContent, stream: Stream) -> None:
         """Send parts while the file grows, until somebody closes the stream."""
+        if content.stream is not stream:
+            stream.idle.set()
+            return  # dropped before this task had its first turn
         try:
             with trio.CancelScope() as stream.scope:
                 try:

@@ -74,7 +74,10 @@ class Space:
         """Take the chunks that the range touches out of the journal's clean list; they are about to change."""
         chunks = content.recorded_in(start, end)
         if chunks:
+            before = content.recordings
             await self._journal.commit(records.drop_clean(content.id, chunks), durable=False)
+            if content.recordings != before:
+                return  # perhaps one of these, after our statement: the caller asks again
             content.recorded.difference_update(chunks)
             content.unrecorded.update(chunks)
 
@@ -84,6 +87,7 @@ class Space:
         if not victims:
             return 0
         statements: list[records.Statement] = []
+        recordings = [content.recordings for content, _ in victims]
         for content, index in victims:
             if index in content.recorded:
                 statements += records.drop_clean(content.id, (index,))
@@ -93,12 +97,14 @@ class Space:
         before = self._files.used_bytes
         freed = 0
         for at, (content, index) in enumerate(victims):
-            content.recorded.discard(index)
-            freed += self._punch(content, index)
+            if content.recordings == recordings[at]:
+                content.recorded.discard(index)
+            if index not in content.recorded:  # else the journal may have been told anew, after our statement
+                freed += self._punch(content, index)
             if at % _PUNCHES_PER_TURN == _PUNCHES_PER_TURN - 1:
                 await trio.lowlevel.checkpoint()
         self._health.count("evicted_bytes", max(0, before - self._files.used_bytes))
-        return freed
+        return max(freed, 1)  # those that may not go by now are passed over; there may be others
 
     def _punch(self, content: CachedContent, index: int) -> int:
         """Give up what may go of this chunk; returns the bytes. No await between the look and the punch."""

@@ -202,7 +202,7 @@ class Writer:
         async with content.sync_lock:
             if size >= content.size or content.cutting is not None or content.recorded_in(size, content.size):
                 return
-            if content.landing_in(size, content.size) is not None:
+            if content.state is State.CONFLICTED or content.landing_in(size, content.size) is not None:
                 return
             cutting = content.cutting = trio.Event()
             content.resized(size)

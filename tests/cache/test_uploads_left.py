@@ -67,3 +67,14 @@ async def test_an_upload_whose_parts_the_store_has_lost_is_dropped_and_begun_ane
         assert (await rig.other.head("big")).version == version
         assert rig.body("big") == bytes(SIZE_BYTES)
         assert not rig.bucket.uploads
+
+
+async def test_a_stream_that_is_dropped_before_its_task_ran_leaves_no_upload(rig: Rig) -> None:
+    async with rig.cache() as cache:
+        content = cache.create("f", META)
+        for at in range(0, 64 * MIB, 8 * MIB):
+            await cache.write(content, at, bytes(8 * MIB))
+        assert content.stream is not None
+        await cache.parts.sender.drop_stream(content)
+        await trio.testing.wait_all_tasks_blocked(0.2)
+        assert not rig.bucket.uploads
