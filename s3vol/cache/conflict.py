@@ -1,9 +1,11 @@
 """ConflictKeeper: what lost to another writer is put beside it, whole, and said aloud. Nothing is discarded.
 
-Theory of operation. From the verdict on the content is CONFLICTED: writes are refused, so the copy is the whole file
-at one moment. The copy is created If-None-Match under `name.s3vol-conflict-<node>-<time>`; the name is chosen once,
-so that a second try after a lost reply finds its own first one (by the nonce) and makes no second copy. When the copy
-cannot be made now, the content is DIRTY again and the next publish comes back here.
+Theory of operation. From the verdict on the content is CONFLICTED: writes are refused, so the copy is the whole file at
+one moment. Until the copy is there (`keeping`), it is saved, counted and journaled like a DIRTY one: only this node has
+it, and the last handle may be closed meanwhile. The copy is created If-None-Match under
+`name.s3vol-conflict-<node>-<time>`; the name is chosen once, so that a second try after a lost reply finds its own
+first one (by the nonce) and makes no second copy. When the copy cannot be made now, the content is DIRTY again and the
+next publish comes back here.
 
 Bytes that we never had and that are gone with the old version are zeros in the copy; they are listed in its metadata
 (`s3vol-conflict-missing`) and in the event.

@@ -1,10 +1,11 @@
 """Space: room on the cache's disk. Counts allocated blocks, evicts clean chunks, keeps a floor of free space.
 
 Theory of operation. `make_room` returns when some bytes may be added; the caller then writes without another `await`,
-or asks again. Eviction takes a chunk out of the journal's clean list *before* it is punched (a lazy commit: within
-one boot the page cache keeps it, after a power failure the list is not believed), then looks again whether the chunk
-may go, because it may have been written or read in the meantime. One eviction runs at a time (`_lock`): two would
-choose the same chunks.
+or asks again. Eviction takes a chunk out of the journal's clean list *before* it is punched (a lazy commit: within one
+boot the page cache keeps it, after a power failure the list is not believed), then looks again whether the chunk may
+go, because it may have been written or read in the meantime. It may also have been recorded as clean anew, behind our
+statement (`recordings` tells): then it stays, since the journal vouches for it. One eviction runs at a time (`_lock`):
+two would choose the same chunks.
 """
 
 from __future__ import annotations
