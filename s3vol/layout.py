@@ -277,7 +277,7 @@ def format_ns(at_ns: int) -> str:
 def parse_ns(text: str) -> int | None:
     """Nanoseconds of `SECS`, `SECS.FRACTION` (any number of digits), or None."""
     seconds, _, fraction = text.strip().partition(".")
-    if not seconds.lstrip("-").isdecimal() or (fraction and not fraction.isdecimal()):
+    if not seconds.removeprefix("-").isdecimal() or (fraction and not fraction.isdecimal()):
         return None
     return int(seconds) * _NS + int(fraction[:9].ljust(9, "0") or "0")
 
@@ -351,17 +351,8 @@ def encode_attr(posix: Posix, kept: Mapping[str, str], *, with_atime: bool = Fal
 
 def decode_xattr(meta: Mapping[str, str]) -> dict[bytes, bytes]:
     """Extended attributes from the `xattr` header of s3fs; a value that is not base64 is taken as it is."""
-    text = meta.get("xattr")
-    if not text:
-        return {}
-    try:
-        found = json.loads(urllib.parse.unquote(text))
-    except ValueError:
-        return {}
-    if not isinstance(found, dict):
-        return {}
     result: dict[bytes, bytes] = {}
-    for name, value in found.items():
+    for name, value in (_xattr_table(meta) or {}).items():
         if isinstance(value, str):
             try:
                 result[name.encode()] = base64.b64decode(value, validate=True)
@@ -376,11 +367,17 @@ def unreadable(meta: Mapping[str, str]) -> list[str]:
     found += [name for name in ("uid", "gid", "rdev") if name in meta and not _is_number(meta[name])]
     if "mode" in meta and parse_mode(meta["mode"]) is None:
         found.append("mode")
+    return sorted(found if _xattr_table(meta) is not None else [*found, "xattr"])
+
+
+def _xattr_table(meta: Mapping[str, str]) -> dict[str, object] | None:
+    """The JSON of the `xattr` header; None when it is none, or cannot be names and values in bytes."""
     try:
-        table = json.loads(urllib.parse.unquote(meta.get("xattr") or "{}"))
-    except ValueError:
-        table = None
-    return sorted(found if isinstance(table, dict) else [*found, "xattr"])
+        found = json.loads(urllib.parse.unquote(meta.get("xattr") or "{}"))
+        json.dumps(found, ensure_ascii=False).encode()  # escapes can stand for what is no UTF-8
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _is_number(text: str) -> bool:

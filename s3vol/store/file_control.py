@@ -53,7 +53,9 @@ class Control:
         self.fd = os.open(CONTROL, FOLDER_FLAGS, dir_fd=root_fd)
         for name in ("tmp", "locks", "meta", "uploads"):
             _make_folder(name, self.fd)
-        os.fsync(self.fd)
+        for fd in (root_fd, self.fd):
+            os.fsync(fd)
+        self.sync_folder("meta")  # a crash may have come between making a folder of it and syncing that
         self._sweep()
         self.session, self.session_fd = self._begin_session()
         self._numbers = itertools.count()
@@ -120,7 +122,8 @@ class Control:
     def write_small(self, path: str, data: bytes) -> None:
         """Write a file of this area, whole and durable, replacing what was there. Its folder is made if need be."""
         folder = os.path.dirname(path)
-        _make_folder(folder, self.fd)
+        if _make_folder(folder, self.fd):
+            self.sync_folder(os.path.dirname(folder))
         with self.temp() as temp:
             write_all(temp.fd, data)
             os.fsync(temp.fd)
@@ -147,10 +150,12 @@ class Control:
         finally:
             os.close(fd)
 
-    def remove_small(self, path: str) -> None:
+    def remove_small(self, path: str, *, durable: bool = False) -> None:
         """Remove a file of this area if it is there."""
         with suppress(FileNotFoundError):
             os.unlink(path, dir_fd=self.fd)
+            if durable:
+                self.sync_folder(os.path.dirname(path))
 
     def sync_folder(self, path: str) -> None:
         """Make the names in a folder of this area durable."""
@@ -175,6 +180,9 @@ def wait_for_flock(fd: int) -> None:
             return
 
 
-def _make_folder(path: str, dir_fd: int) -> None:
-    with suppress(FileExistsError):
+def _make_folder(path: str, dir_fd: int) -> bool:
+    try:
         os.mkdir(path, dir_fd=dir_fd)
+    except FileExistsError:
+        return False
+    return True

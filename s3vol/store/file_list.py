@@ -5,8 +5,9 @@ that order and descending gives keys in byte order (`a-b` comes before `a/b`, be
 at the entry after the last one: of the directories above it, none is entered that lies wholly before.
 
 Sorting a directory of 100,000 names takes 0.1 s, and a page shows 1,000 of them. So the sorted names of large
-directories are kept, and used again while the directory's mtime is the same, and was old enough when they were read
-that no change can hide behind the clock's granularity: a listing never misses what was there when it began.
+directories are kept, and used again while the directory's mtime and ctime are the same, and the mtime was old enough
+when they were read that no change can hide behind the clock's granularity: a listing never misses what was there when
+it began. The mtime alone does not tell: `rsync -a` and `tar x` set it back after they added files.
 
 Rejected: a snapshot per cursor (unbounded, and a server would have to expire it), and os.walk (its order is not that of
 the keys).
@@ -51,7 +52,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    mtime_ns: int
+    version: tuple[int, int]  # mtime and ctime: nobody can set the latter
     names: list[str]
 
 
@@ -60,7 +61,7 @@ class Listing:
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
-        self._kept: OrderedDict[int, _Names] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, int], _Names] = OrderedDict()
         self._lock = threading.Lock()
 
     def page(self, query: Query, limit: int) -> Page:
@@ -118,9 +119,10 @@ class Listing:
     def _names(self, fd: int, *, is_root: bool) -> list[str]:
         """The sorted names of a directory's entries that can be part of a key, with `/` after those of directories."""
         folder = os.fstat(fd)
+        which, version = (folder.st_dev, folder.st_ino), (folder.st_mtime_ns, folder.st_ctime_ns)
         with self._lock:
-            kept = self._kept.get(folder.st_ino)
-        if kept is not None and kept.mtime_ns == folder.st_mtime_ns:
+            kept = self._kept.get(which)
+        if kept is not None and kept.version == version:
             return kept.names
         began_ns = time.time_ns()
         found = _scan(fd, is_root)
@@ -129,8 +131,8 @@ class Listing:
         names = sorted(found)
         if len(names) >= _KEEP_FROM and began_ns - folder.st_mtime_ns > _SETTLED_NS:
             with self._lock:
-                self._kept[folder.st_ino] = _Names(folder.st_mtime_ns, names)
-                self._kept.move_to_end(folder.st_ino)
+                self._kept[which] = _Names(version, names)
+                self._kept.move_to_end(which)
                 while len(self._kept) > _KEEP_FOLDERS:
                     self._kept.popitem(last=False)
         return names

@@ -83,7 +83,7 @@ class Records:
         """Make an open directory the object `key`."""
         text = _encode(record)
         if self._set_xattr(fd, MARKER_XATTR, text):
-            self._control.remove_small(_marker_path(fd))
+            self._control.remove_small(_marker_path(fd), durable=True)  # `marker` would prefer it
         else:
             self._control.write_small(_marker_path(fd), key.encode() + b"\n" + text)
 
@@ -100,7 +100,7 @@ class Records:
         """Let the directory be one that exists through its children only."""
         if self._get_xattr(fd, MARKER_XATTR) is not None:
             os.removexattr(fd, MARKER_XATTR)
-        self._control.remove_small(_marker_path(fd))
+        self._control.remove_small(_marker_path(fd), durable=True)
 
     def _set_xattr(self, fd: int, name: str, text: bytes) -> bool:
         if not self._use_xattrs:

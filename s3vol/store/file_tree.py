@@ -215,7 +215,7 @@ class Tree:
             return
         try:
             os.unlink(name, dir_fd=folder_fd)
-            self.records.detach(found.stat)
+            self._forget(found)
         finally:
             os.close(found.fd)
 
@@ -239,11 +239,16 @@ class Tree:
             rules.decide(key, condition, current.record.etag if current else None)
             fd = self._place(temp, folder, name, key)
             if current is not None and fd is not None:
-                self.records.detach(current.stat)
+                self._forget(current)
         finally:
             if current is not None:
                 os.close(current.fd)
         return fd
+
+    def _forget(self, gone: Opened) -> None:
+        """Drop the record of a file that lost its name; one that has another name, by a hard link, keeps it."""
+        if os.fstat(gone.fd).st_nlink == 0:
+            self.records.detach(gone.stat)
 
     def _place(self, temp: Temp, folder: Sequence[str], name: str, key: str) -> int | None:
         for _ in range(_TRIES):
@@ -355,7 +360,7 @@ def _enter(folder_fd: int, name: str) -> int:
     except FileNotFoundError:
         with suppress(FileExistsError):
             os.mkdir(name, dir_fd=folder_fd)
-            os.fsync(folder_fd)
+        os.fsync(folder_fd)  # also when another one made it in between, and has not synced it yet
         return os.open(name, FOLDER_FLAGS, dir_fd=folder_fd)
 
 

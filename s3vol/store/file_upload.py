@@ -4,7 +4,7 @@ Theory of operation. `uploads/<id>/` appears by a rename with its `upload.json` 
 session: it is there whole or not at all. A part is the file `<number>-<md5>`, synced before it gets that name, so that
 after a crash a name proves its bytes. Completing puts the parts together in a temporary file and publishes that like
 any other object; afterwards the upload is removed. A crash in between leaves both: the object is complete, and
-the upload can be aborted. Whoever completes or aborts holds flock on the upload's directory.
+the upload can be aborted. Whoever completes, aborts or names a part holds flock on the upload's directory.
 
 Rejected: parts written at their offset of one file (sizes of the parts before are not known yet).
 """
@@ -140,6 +140,7 @@ class Uploads:
     def _keep(self, key: str, upload_id: str, upload: _Upload, temp: Temp, part: Part) -> Part:
         """Name a finished part, and drop those that it replaces."""
         os.fsync(temp.fd)
+        wait_for_flock(upload.fd)  # two bodies for one number would each drop the other
         name = f"{part.number}-{part.etag}"
         try:
             path = f"uploads/{upload_id}/{name}"

@@ -66,6 +66,10 @@ def check_metadata(metadata: Mapping[str, str], caps: Capabilities) -> dict[str,
             raise Rejected(f"metadata name {name!r}: only letters, digits, `.`, `_` and `-` travel safely")
         if _META_BAD_VALUE.search(value):
             raise Rejected(f"metadata {name!r} has a control character in its value: a header cannot carry it")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise Rejected(f"metadata {name!r} is not UTF-8") from None
     size_bytes = metadata_bytes(stored)
     if size_bytes > caps.max_metadata_bytes:
         raise MetadataTooLarge(f"user metadata of {size_bytes} bytes: at most {caps.max_metadata_bytes} are possible")

@@ -111,6 +111,7 @@ def _get_fast(client: Client, key: str, start: int, length: int, if_match: str |
     if if_match is not None:
         options["if_match"] = wire.quoted(if_match)
     found = obstore.get(client.fast, key, options=options)
+    wire.check_version(f"get {key}", if_match, found.meta["e_tag"])
     if found.range[0] != start:
         raise Unavailable(f"get {key}: the answer begins at {found.range[0]}, not at {start}")
     return memoryview(found.bytes()), found.meta["size"]
@@ -122,6 +123,7 @@ def _get_checked(client: Client, key: str, length: int, if_match: str | None) ->
     found = client.slow.get_object(Bucket=client.bucket, Key=key, ChecksumMode="ENABLED", **options)
     size = found["ContentLength"]
     with contextlib.closing(found["Body"]) as stream:  # its own __enter__ gives what is below, and unchecked
+        wire.check_version(f"get {key}", if_match, found.get("ETag"))
         return stream.read() if size <= length else stream.read(length), size
 
 
@@ -131,6 +133,7 @@ def _get_slow(client: Client, key: str, start: int, length: int, if_match: str |
         Bucket=client.bucket, Key=key, Range=f"bytes={start}-{start + length - 1}", **options
     )
     with found["Body"] as stream:
+        wire.check_version(f"get {key}", if_match, found.get("ETag"))
         body = stream.read()
     extent = found.get("ContentRange", "")  # `bytes 0-9/100`
     if not extent.startswith(f"bytes {start}-"):

@@ -106,6 +106,7 @@ class Light:
             return None
         if reply.status not in (200, 206):
             raise reply.error(what)
+        wire.check_version(what, if_match, reply.headers.get("etag"))
         size = _whole_size(what, reply, start)
         expected = min(length, size - start)
         content = reply.content

@@ -3,7 +3,8 @@
 Theory of operation. MinIO adds every object's metadata to a page when asked for `metadata=true`; botocore parses
 that away, so the request is signed by hand (store/s3_client.py) and its answer read here. A foreign metadata name with
 a character that XML knows (`&`, `!`, ...) makes such a page malformed: the caller then asks again without metadata.
-`encoding-type=url` always: a control character in a key would break the page as well.
+`encoding-type=url` always: a control character in a key would break the page as well. A server that does not know it
+does not repeat it in the page either; decoding its keys would show `a+b` as `a b`, which is another object.
 
 A cursor is the store's continuation token, or the name to go on behind where the page was cut here. The latter is for
 pages of one entry: MinIO ends a delimited listing after its first folded prefix when asked for one key at a time
@@ -64,9 +65,10 @@ def parse(body: bytes, root: str, *, limit: int, wanted_metadata: bool) -> Page:
     if tree.tag != "ListBucketResult":
         raise ElementTree.ParseError(f"expected ListBucketResult, found {tree.tag}")
     skip = len(root)
-    objects = [_object(node, skip, wanted_metadata) for node in tree.iterfind("Contents")]
+    encoded = tree.findtext("EncodingType") == "url"
+    objects = [_object(node, skip, encoded, wanted_metadata) for node in tree.iterfind("Contents")]
     objects = [info for info in objects if info.key]  # the marker of `root` itself
-    prefixes = [name for node in tree.iterfind("CommonPrefixes") if (name := _name(node, "Prefix")[skip:])]
+    prefixes = [name for node in tree.iterfind("CommonPrefixes") if (name := _name(node, "Prefix", encoded)[skip:])]
     cursor = None
     if tree.findtext("IsTruncated") == "true":
         token = tree.findtext("NextContinuationToken")
@@ -95,11 +97,12 @@ def _strip_namespaces(tree: ElementTree.Element) -> None:
         node.tag = node.tag.rpartition("}")[2]
 
 
-def _name(node: ElementTree.Element, tag: str) -> str:
-    return unquote_plus(node.findtext(tag) or "", errors="surrogateescape")
+def _name(node: ElementTree.Element, tag: str, encoded: bool) -> str:
+    text = node.findtext(tag) or ""
+    return unquote_plus(text, errors="surrogateescape") if encoded else text
 
 
-def _object(node: ElementTree.Element, skip: int, wanted_metadata: bool) -> ObjectInfo:
+def _object(node: ElementTree.Element, skip: int, encoded: bool, wanted_metadata: bool) -> ObjectInfo:
     found = node.find("UserMetadata") if wanted_metadata else None
     content_type = ""
     metadata: dict[str, str] | None = None
@@ -110,7 +113,7 @@ def _object(node: ElementTree.Element, skip: int, wanted_metadata: bool) -> Obje
             wire.decode_metadata(name[len(_META) :], value) for name, value in entries.items() if name.startswith(_META)
         )
     return ObjectInfo(
-        key=_name(node, "Key")[skip:],
+        key=_name(node, "Key", encoded)[skip:],
         size=int(node.findtext("Size") or 0),
         etag=wire.bare(node.findtext("ETag")),
         modified_ns=_seconds(node.findtext("LastModified") or "") * 1_000_000_000,

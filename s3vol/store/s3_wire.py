@@ -21,7 +21,7 @@ import re
 from collections.abc import Mapping
 from typing import IO, cast
 
-from s3vol.errors import MetadataTooLarge, Rejected, Unavailable
+from s3vol.errors import MetadataTooLarge, PreconditionFailed, Rejected, Unavailable
 from s3vol.layout import metadata_bytes
 from s3vol.store.base import Buffer, Capabilities
 from s3vol.types import KIB
@@ -161,6 +161,16 @@ def told_size(what: str, length: str | int | None, etag: str | None) -> int:
     if length is None and bare(etag) != EMPTY_MD5:
         raise Unavailable(f"{what}: the answer does not say how long the object is: does a proxy change answers?")
     return int(length or 0)
+
+
+def check_version(what: str, if_match: str | None, etag: str | None) -> None:
+    """Raise PreconditionFailed when the answer to a GET is of another version than the one that was asked for.
+
+    A server that ignores If-Match, or a proxy that drops it, would else mix two versions into one file.
+    """
+    told = bare(etag)
+    if if_match is not None and told not in ("", if_match) and not is_sealed(told):
+        raise PreconditionFailed(f"{what}: has ETag {told}, not {if_match}, and the condition was ignored")
 
 
 def is_sealed(etag: str) -> bool:
