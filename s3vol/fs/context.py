@@ -90,6 +90,11 @@ class Mount:
             raise PosixError(errno.EACCES, f"{path} is s3vol's own")
         return path
 
+    def still(self, parent: Inode, name: bytes, path: str) -> None:
+        """Under the claim of `path`: ESTALE when the directory was renamed or removed while it was waited for."""
+        if self.child(parent, name) != path:
+            raise PosixError(errno.ESTALE, path)
+
     def say(self, event: Event) -> None:
         """Send an event up. Invalidations are hints: when nobody takes them in time they are dropped and counted."""
         if self.events is None:

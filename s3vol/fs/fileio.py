@@ -119,6 +119,7 @@ class FileIO:
         if not handle.writable:
             raise PosixError(errno.EBADF, handle.inode.path)
         async with HoldInode(self._mount, handle.inode):
+            self._refuse_lost(handle.inode, handle.content)
             self._coherence.changed(handle.inode)
             await self._mount.cache.write(handle.content, offset, data)
             self._wrote(handle.inode, handle.content)
@@ -168,6 +169,7 @@ class FileIO:
         if content.state is State.CONFLICTED:
             raise PosixError(errno.ESTALE, content.key)
         if content.state is State.DISCARDED:
+            self._refuse_lost(inode, content)
             return
         self._coherence.push(inode, content)
         if content.state is not State.DIRTY:
@@ -188,6 +190,14 @@ class FileIO:
             inode.committing -= 1
             self._mount.learned.changed(content.key)
         self._coherence.adopt_published(inode, content, asked_s)
+
+    def _refuse_lost(self, inode: Inode, content: Content) -> None:
+        """ESTALE when the file was to be removed or replaced, that failed, and so it is there without this content.
+
+        The caller holds a claim on the inode.
+        """
+        if content.state is State.DISCARDED and inode.key is not None:
+            raise PosixError(errno.ESTALE, content.key)
 
     async def release(self, fh: Fh) -> None:
         """The last close of one open(). What was written after the last flush (mmap) is published in the background."""

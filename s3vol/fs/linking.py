@@ -94,6 +94,7 @@ class Linking:
                     continue  # renamed, or linked by another node, since
                 if inode.key is None:
                     raise PosixError(errno.ENOENT, inode.was)
+                mount.still(directory, name, path)
                 await self._refuse_existing(directory, path)
                 if not await self._link(inode, path):
                     continue

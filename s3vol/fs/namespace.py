@@ -82,6 +82,7 @@ class Namespace:
         path = mount.new_child(directory, name)
         mode = stat.S_IFREG | stat.S_IMODE(mode)
         async with mount.claims.hold(Claim(path)):
+            mount.still(directory, name, path)
             free = self._finder.is_free(path)
             found = None if free else await self._look(directory, path)
             if found is None:
@@ -138,6 +139,7 @@ class Namespace:
         path = mount.new_child(directory, name)
         mount.check_key(f"{path}/")
         async with mount.claims.hold(Claim(path, tree=True)):
+            mount.still(directory, name, path)
             await self._refuse_existing(directory, path)
             metadata = self._metadata(directory, stat.S_IFDIR | stat.S_IMODE(mode), 0, caller)
             mount.learned.changed(f"{path}/")
@@ -175,6 +177,7 @@ class Namespace:
         directory = mount.directory(parent)
         path = mount.new_child(directory, name)
         async with mount.claims.hold(Claim(path)):
+            mount.still(directory, name, path)
             await self._refuse_existing(directory, path)
             info = await self._claim(path, body, self._metadata(directory, mode, rdev, caller))
             inode = self._made(info, published=True)

@@ -140,13 +140,19 @@ class Objects:
 
     async def remove_buried(self, tombstone: ObjectInfo, buried_s: float) -> None:
         """DELETE our tombstone, stamped anew if that took too long since `buried_s`; gone or taken over is success."""
-        while trio.current_time() - buried_s > DELETE_WITHIN_S:
+        deadline_s = trio.current_time() + self._settings.timeout_s
+        while True:
+            # Cut, as it is repeated below: by then others may have taken the tombstone over, and created a file.
+            with trio.move_on_at(buried_s + DELETE_WITHIN_S):
+                await self._store.delete(tombstone.key)
+                return
             buried_s = trio.current_time()
+            if buried_s > deadline_s:
+                raise Unavailable(f"{tombstone.key}: its tombstone could not be deleted in time")
             try:
                 tombstone = await self.bury(tombstone)
             except (PreconditionFailed, NotFound):
                 return
-        await self._store.delete(tombstone.key)
 
     async def reap(self, tombstone: ObjectInfo) -> None:
         """Remove a tombstone that its writer has left; nothing happens when somebody else was faster."""

@@ -55,6 +55,7 @@ class Removal:
         claimed: tuple[Claim, ...] = ()
         while True:
             async with mount.claims.hold(Claim(path), *claimed):
+                mount.still(directory, name, path)
                 found = await self._finder.need(directory, path)
                 if found.is_dir:
                     raise PosixError(errno.EISDIR, path)
@@ -73,6 +74,10 @@ class Removal:
             await self._linking.unlink(path, link)
             return
         published = found.content is None or found.content.base is not None
+        if found.content is not None and published:
+            # Requests come first: when the endpoint is silent the name stays, with what was acknowledged under it.
+            await self.ensure_marker(directory)
+            await self._objects.head(path)
         inode = mount.inodes.at(path)
         mount.learned.changed(path)
         if found.content is not None:
@@ -83,7 +88,10 @@ class Removal:
             if inode is not None:
                 await self._orphans.keep(inode)
             hit(Point.UNLINK_BEFORE_DELETE)
-            await mount.store.delete(path)
+            # Not the tombstone of another node's rename: its DELETE is still to come, and would hit who creates now.
+            now = await self._objects.head(path)
+            if now is None or not layout.is_tombstone(now):
+                await mount.store.delete(path)
             hit(Point.UNLINK_AFTER_DELETE)
         elif inode is not None:
             await self._orphans.keep(inode)
@@ -98,6 +106,7 @@ class Removal:
         path = mount.child(directory, name)
         key = f"{path}/"
         async with mount.claims.hold(Claim(path, tree=True)):
+            mount.still(directory, name, path)
             found = await self._finder.need(directory, path)
             if not found.is_dir:
                 raise PosixError(errno.ENOTDIR, path)

@@ -20,12 +20,13 @@ from __future__ import annotations
 import enum
 import errno
 import random
+from contextlib import suppress
 
 import trio
 
 from s3vol import layout
 from s3vol.cache.base import Content, State
-from s3vol.errors import PosixError, PreconditionFailed, S3volError, Unavailable
+from s3vol.errors import Conflict, PosixError, PreconditionFailed, S3volError, Unavailable
 from s3vol.failpoints import Point, hit
 from s3vol.fs.claims import Claim
 from s3vol.fs.coherence import Coherence
@@ -125,6 +126,8 @@ class Rename:
         claimed: tuple[Claim, ...] = ()
         for _ in range(ATTEMPTS):
             async with mount.claims.hold(*names, *claimed):
+                mount.still(directory, name, old)
+                mount.still(new_directory, new_name, new)
                 source, target = await self._find(directory, new_directory, old, new)
                 wanted = bodies(source, target)
                 if set(wanted) <= set(claimed):
@@ -192,7 +195,9 @@ class Rename:
 
     async def _file(self, old: str, new: str, source: Found, target: Found | None, *, replace: bool) -> bool:
         cache = self._mount.cache
-        replaced = await self._give_way(new, target)
+        pending = cache.dirty(old)
+        moves = source.link is None and pending is not None and pending.base is None
+        replaced = await self._give_way(new, target, moves=moves)
         if source.link is not None:
             done = await self._links.move(old, new, source, replaced, self._clear, replace=replace)
             if done:
@@ -222,19 +227,31 @@ class Rename:
         except PreconditionFailed:
             return
 
-    async def _give_way(self, new: str, target: Found | None) -> ObjectInfo | None:
+    async def _give_way(self, new: str, target: Found | None, *, moves: bool) -> ObjectInfo | None:
         """The file at the new name is to be replaced: pending changes go, open handles read on. Returns its object."""
         inode = self._mount.inodes.at(new)
         content = target.content if target is not None else None
         if content is not None:
+            # Requests come first: a rename that fails must not take with it what was acknowledged at the new name.
+            if moves:
+                await self._objects.head(new)
+            else:
+                await self._save(inode, content)
             self._mount.learned.changed(new)
-            await self._mount.cache.discard(content)
+            if content.state is State.DIRTY:
+                await self._mount.cache.discard(content)
         if inode is not None:
             await self._orphans.keep(inode)
         if content is None:
             return target.info if target is not None else None
         found = await self._objects.head(new)
         return None if found is None or layout.is_tombstone(found) else found
+
+    async def _save(self, inode: Inode | None, content: Content) -> None:
+        if inode is not None:
+            self._coherence.push(inode, content)
+        with suppress(Conflict):  # another node's is replaced, ours is kept beside it
+            await self._mount.cache.publish(content)
 
     async def _published(
         self, old: str, new: str, seen: ObjectInfo | None, replaced: ObjectInfo | None, *, replace: bool
@@ -252,12 +269,17 @@ class Rename:
                 if attempt:
                     # By chance, else two nodes that rename in opposite directions undo each other's copies for ever.
                     await trio.sleep(random.uniform(0, PAUSE_S * 2**attempt))
+                learned_only = seen is not None
                 source = seen or await self._objects.head(old)
                 seen = None
                 if source is None or layout.is_tombstone(source):
                     if created is not None:
                         await self._objects.discard(created)  # our copy of a file that somebody else took away
                     raise PosixError(errno.ENOENT, old)
+                if layout.link_of(source) is not None:  # its token is this path's: the record has to be told first
+                    if created is not None:
+                        await self._objects.discard(created)
+                    raise Linked(old)
                 content = cache.attach(source, content_type=source.content_type or FILE_TYPE)
                 try:
                     await cache.publish(content)  # it is clean: waits for a publisher that is just letting go of it
@@ -268,6 +290,8 @@ class Rename:
                     copied, over = made
                     created = copied if over.absent or (created is not None and over.etag == created.etag) else None
                     replaced, replace = copied, True
+                    if learned_only and await self._copier.is_changed(source):
+                        continue  # other attributes with the same bytes, which the tombstone's condition would not see
                     await cache.settle_notes()
                     buried, buried_s = True, trio.current_time()
                     try:

@@ -18,13 +18,14 @@ from __future__ import annotations
 import errno
 import secrets
 import time
+from contextlib import suppress
 from hashlib import blake2b
 
 import trio
 
 from s3vol import layout
 from s3vol.cache.base import Content, State
-from s3vol.errors import NameTooLong, PosixError, PreconditionFailed, Unavailable
+from s3vol.errors import Conflict, NameTooLong, PosixError, PreconditionFailed, Unavailable
 from s3vol.failpoints import Point, hit
 from s3vol.fs import attributes
 from s3vol.fs.claims import Claim
@@ -57,6 +58,7 @@ class TreeRename:
         self._copier = Copier(mount, objects)
         self._intents = Intents(mount.store, mount.cache)
         self._running: set[str] = set()
+        self._taken: dict[str, set[str]] = {}  # by intent: copies whose source has gone, so that they are the file now
 
     async def rename(self, old: str, new: str) -> None:
         """Move everything below `old`. The caller holds both trees and has seen that `new` is empty or absent.
@@ -109,6 +111,7 @@ class TreeRename:
             await alongside(lambda: self._move(intent), beat)
             hit(Point.RENAME_DIR_AFTER_MOVES)
             await self._intents.remove(intent)
+            self._taken.pop(intent.id, None)
         finally:
             self._running.discard(intent.id)
             for prefix in (intent.source, intent.target):
@@ -145,7 +148,11 @@ class TreeRename:
         for content in [c for c in cache.pending() if c.key.startswith(intent.source)]:
             inode = inodes.at(content.key)
             old, new = content.key, self._mount.check_key(intent.target + content.key[len(intent.source) :])
-            if content.base is None:
+            there = cache.dirty(new)
+            if there is not None:  # written since the rename failed: it keeps the name, ours gets one beside it
+                with suppress(Conflict):
+                    await cache.publish(there)
+            elif content.base is None:
                 await self._move_pending(content, new)
             if content.key == old:
                 await cache.publish(content)  # as an object it is moved with the others
@@ -276,7 +283,8 @@ class TreeRename:
         found = await self._objects.head(target)
         if found is None:
             return target, ABSENT
-        if found.version.nonce.startswith(f"{intent.id}."):
+        gone = target in self._taken.get(intent.id, ())  # what is at the old name is another file, made since
+        if found.version.nonce.startswith(f"{intent.id}.") and not gone:
             return target, matches(found.etag)
         if layout.is_tombstone(found):
             try:
@@ -304,6 +312,7 @@ class TreeRename:
                     return
                 source, copied = again
                 continue
+            self._taken.setdefault(intent.id, set()).add(copied.key)
             self._moved(source, copied)  # no await since the tombstone is there
             hit(Point.RENAME_DIR_AFTER_TOMBSTONE)
             await self._objects.remove_buried(tombstone, buried_s)
