@@ -309,6 +309,10 @@ class ChunkCache:
             own.state = before
             if before is State.DIRTY and own.generation == own.published_generation:
                 own.state = State.CLEAN  # the publish that was waited for
+            if own.unkept:
+                own.state, own.unkept = State.DIRTY, False  # the conflict copy that was waited for was not made
+            if own.is_unpublished or own.state is State.CLEAN:
+                parts.saver.record_publish(own)
             parts.registry.refresh(own)
             parts.ledger.update(own)
             raise

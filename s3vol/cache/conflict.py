@@ -78,6 +78,8 @@ class ConflictKeeper:
         except BaseException:
             if content.state is State.CONFLICTED:  # and not discarded meanwhile
                 content.state = State.DIRTY
+            else:
+                content.unkept = True
             raise
         finally:
             content.refs -= 1

@@ -97,6 +97,7 @@ class CachedContent:
     generation: int = 0
     published_generation: int = 0
     saved_generation: int = 0
+    saved_size: int = 0  # up to here the journal vouches for bytes and holes that are not in the base
     attempt: int = 0
     attempts: dict[int, Attempt] = field(default_factory=dict)
     unresolved: bool = False  # from the journal: the bucket may hold a later publish than the journal knows
@@ -109,10 +110,12 @@ class CachedContent:
     failures: int = 0  # publishes in the background since the last success
     low_water: int = 0  # the smallest size since the last snapshot
     loaded_attempt: int = 0  # attempts up to here began before the journal's row was made
+    loaded_generation: int = 0  # what the journal brought back
     dropped: bool = False  # forgotten by the cache: nothing may be written to its data file any more
     indexed: bool = False  # found by `attach`
     conflict_key: str = ""
     keeping: bool = False  # CONFLICTED, and the copy is not made: to be saved and counted like a DIRTY one
+    unkept: bool = False  # discarded while the copy was made, which failed
     cutting: trio.Event | None = None  # a truncate waits for the journal: writes and truncates wait for it
     stream: Stream | None = None
     unstreamable: bool = False  # streaming failed: the publish sends everything
@@ -235,6 +238,7 @@ class CachedContent:
             self.cut_unflushed = True
             self.base_limit = min(self.base_limit, size)
             self.low_water = min(self.low_water, size)
+            self.saved_size = min(self.saved_size, size)
         else:
             self.present.add(self.size, size)
         old, self.size = self.size, size
@@ -291,7 +295,8 @@ class CachedContent:
         for newer in (self.unjournaled, self.saving):  # what the journal has of these is older than what was published
             for start, end in newer:
                 self.journaled.remove(start, end)
-        self.published_generation = snapshot.generation if metadata_too else snapshot.generation - 1
+        if metadata_too:
+            self.published_generation = snapshot.generation
         if metadata_too and self.metadata == snapshot.metadata:
             self.metadata = sent
             self.explicit_times = False
@@ -313,7 +318,7 @@ class CachedContent:
         self.cut_unflushed = True
         self.rebase(info.version)
         self.evictions += 1
-        self.size = self.base_limit = self.low_water = info.size
+        self.size = self.base_limit = self.low_water = self.saved_size = info.size
         self.metadata = metadata
         self.generation += 1
         self.published_generation = self.saved_generation = self.generation
@@ -335,7 +340,7 @@ class CachedContent:
             metadata=self.metadata,
             content_type=self.content_type,
             state=State.DIRTY.value if self.is_unpublished else self.state.value,
-            attempt=self.attempt,
+            attempt=self.loaded_attempt if self.unresolved else self.attempt,  # later ones may hold more than we know
             attempts={number: next(reversed(attempt.sent), "") for number, attempt in self.attempts.items()},
             explicit_times=self.explicit_times,
         )

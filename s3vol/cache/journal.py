@@ -57,6 +57,7 @@ class Loaded:
 
     cache_id: str = ""
     first_content_id: int = 0
+    opened: int = 1  # how often, this time included
     rows: dict[int, Row] = field(default_factory=dict)
     extents: dict[int, list[Range]] = field(default_factory=dict)
     carried: set[int] = field(default_factory=set)  # contents of which the journal has bytes
@@ -137,6 +138,7 @@ class Journal:
         run("UPDATE meta SET value='running' WHERE name='shutdown'")
         loaded = self._load()
         loaded.cache_id = meta["cache"]
+        loaded.opened = opened
         loaded.first_content_id = opened << 32  # numbers are never used twice: 4 billion per opening
         run("COMMIT")
         return loaded

@@ -177,10 +177,11 @@ class Publisher:
 
     async def _put_body(self, content: CachedContent, snapshot: Snapshot, body: bytearray, began_s: float) -> None:
         key = content.key
-        condition = await self._guard.condition(content)
+        # No await since the snapshot: a row that is saved while we ask for the condition knows of this attempt.
         number, nonce = self._sender.number_attempt(content)
         attempt = content.attempts[number]
         attempt.note("", snapshot.generation)
+        condition = await self._guard.condition(content)
         hit(Point.PUBLISH_BEFORE_PUT)
         try:
             etag = await self._store.put(
@@ -258,13 +259,13 @@ class Publisher:
 
     def _take_over(self, content: CachedContent, info: ObjectInfo, sent: Mapping[str, str]) -> None:
         """The bucket has a publish that is later than our journal: it holds all that we know, and more."""
-        touched = content.metadata if content.generation > content.saved_generation else None
+        touched = content.metadata if content.generation > content.loaded_generation else None  # bytes wait for us
         content.reset(info, sent)
         self._files.cut(content.id, 0)
         self._journal.enqueue(records.drop_clean(content.id, content.recorded))
         content.recorded.clear()
-        if touched is not None:
-            content.describe(touched, explicit_times=False)
+        if touched is not None and content.describe(touched, explicit_times=False):
+            content.published_generation = content.loaded_generation  # whoever asked for these has still to wait
         self._ledger.update(content)
         self._saver.record_publish(content)
         self._moved(content)

@@ -22,7 +22,7 @@ from s3vol.cache.records import Row, Statement
 from s3vol.types import CHUNK_BYTES
 
 ATTEMPTS_SKIPPED = 1 << 20
-"""Numbers that the process which died may have used after its last record."""
+"""Numbers that a process which died may have used after its last record; each opening has its own of a row."""
 
 
 @dataclass(slots=True)
@@ -153,8 +153,9 @@ def _revive(row: Row, loaded: Loaded) -> CachedContent | None:
         derived=row.derived,
         base_limit=min(row.base_limit, row.size),
         low_water=row.size,
-        attempt=row.attempt + ATTEMPTS_SKIPPED,
+        attempt=row.attempt + loaded.opened * ATTEMPTS_SKIPPED,
         loaded_attempt=row.attempt,
+        saved_size=row.size,
         unresolved=dirty,
         explicit_times=row.explicit_times,
         journal_state=State.DIRTY if dirty else State.CLEAN,
@@ -174,5 +175,5 @@ def _revive(row: Row, loaded: Loaded) -> CachedContent | None:
         content.present.add(start, end)
     content.extent_rows = len(loaded.extents.get(row.id, ()))
     content.present.add(content.base_limit, content.size)
-    content.generation = content.saved_generation = 1
+    content.generation = content.saved_generation = content.loaded_generation = 1
     return content

@@ -68,6 +68,7 @@ class Saver:
         captured = content.saving = content.unjournaled
         content.unjournaled = RangeSet()
         new: list[Range] = []
+        saved_size = content.saved_size
         try:
             pieces = self._pieces(content)
             if pieces is None:
@@ -79,8 +80,9 @@ class Saver:
             new = [gap for low, high in _still_dirty(content, captured) for gap in content.journaled.gaps(low, high)]
             content.journaled.update(new)
             row = content.row()
-            if row.size > size >= row.base_limit:  # grown since: those bytes were not flushed
-                row = dataclasses.replace(row, size=size)
+            if row.size > max(size, row.base_limit):  # grown since: those bytes were not flushed
+                row = dataclasses.replace(row, size=max(size, row.base_limit))
+            content.saved_size = row.size
             moved = self._move_bytes(content, pieces)
             if new or moved or row != content.saved_row:  # else the same bytes again: they are flushed, and that is all
                 statements = records.save_content(row) + self._extents(content, new) + moved
@@ -89,6 +91,7 @@ class Saver:
                 self.lazy_since_s = None
         except BaseException:
             content.saved_row = None
+            content.saved_size = min(content.saved_size, saved_size)
             for start, end in new:
                 content.journaled.remove(start, end)
             content.unjournaled.update(_still_dirty(content, captured))
@@ -159,10 +162,15 @@ class Saver:
         content.saved_row = None
         content.extent_rows = len(content.journaled)
         dropped = [] if content.journaled else self._drop_carried(content)
-        return records.save_content(content.row()) + records.replace_extents(content.id, content.journaled) + dropped
+        row = content.row()
+        if content.is_unpublished:  # grown since it was saved: a power failure would leave zeros there
+            row = dataclasses.replace(row, size=max(row.base_limit, min(row.size, content.saved_size)))
+        return records.save_content(row) + records.replace_extents(content.id, content.journaled) + dropped
 
     def record_publish(self, content: CachedContent) -> None:
         """Hand the record of a publish to the journal. Lazy: replay recognises the object by its nonce. No await."""
+        if content.state is State.DISCARDED:
+            return  # whoever discards it has the last word: the record goes, durably, or is made anew
         if content.journal_state is not None:
             self._journal.enqueue(self.record_change(content))
             self.note_lazy()

@@ -204,16 +204,22 @@ class Writer:
                 return
             if content.state is State.CONFLICTED or content.landing_in(size, content.size) is not None:
                 return
-            cutting = content.cutting = trio.Event()
+            cutting, before = trio.Event(), content.size
+            content.cutting = cutting
             content.resized(size)
             self._changed(content)
             try:
                 with trio.CancelScope(shield=True):
                     await self._journal.commit(self._saver.record_change(content), durable=True)
+            except BaseException:
+                if self._files.exists(content.id):  # not cut: what is shorter than its record would not be believed
+                    self._files.punch(content.id, size, before)
+                raise
+            else:
+                self._files.cut(content.id, size)
             finally:
                 content.cutting = None
                 cutting.set()
-                self._files.cut(content.id, size)
 
     def describe(self, content: CachedContent, metadata: Mapping[str, str], explicit_times: bool) -> None:
         """See `ContentCache.set_metadata`."""
