@@ -28,7 +28,7 @@ from s3vol.errors import Corrupt, S3volError, Unavailable
 from s3vol.store.ipfs import tree
 from s3vol.store.ipfs.entry import Piece
 from s3vol.store.ipfs.heads import register_block
-from s3vol.store.ipfs.journal import Segment, drop_commit
+from s3vol.store.ipfs.journal import INTENDED, Segment, drop_commit
 from s3vol.store.ipfs.opening import OpenVolume
 from s3vol.store.ipfs.state import State
 
@@ -84,7 +84,7 @@ class Collector:
     async def _states(self) -> dict[str, State | None]:
         """The published states of the other writers; None for one that cannot be read: it may need everything."""
         found: dict[str, State | None] = {}
-        for writer, head in self._opened.heads.known.items():
+        for writer, head in list(self._opened.heads.known.items()):  # others scan meanwhile
             if writer != self._parts.volume.writer:
                 found[writer] = None
                 if head.commit is None or writer in self._parts.refresher.quarantined:
@@ -113,6 +113,11 @@ class Collector:
         condemned = 0
         for segment in [segment for segment in segments.all.values() if not segments.is_importing(segment)]:
             used = segment.digests & needed
+            if segment.step == INTENDED:  # its import failed, or its removal has begun: it holds nothing
+                if segment.dead_at_s is None:
+                    queue(*segments.condemn(segment, now_s, clock))
+                    condemned += 1
+                continue
             if segment.dead_at_s is None:
                 if len(used) < REPACK * len(segment.digests):
                     queue(*segments.condemn(segment, now_s, clock))

@@ -163,10 +163,10 @@ class Heads:
                 nursery.start_soon(one, writer)
         if errors:
             raise errors[0]
-        return [self._known[writer] for writer in writers]
+        return [self._known[writer] for writer in writers if writer in self._known]  # one may be retired meanwhile
 
     async def _read_one(self, writer: str) -> None:
-        if self._connect is not None and await self._ask_peer(self._known[writer]):
+        if self._connect is not None and (known := self._known.get(writer)) and await self._ask_peer(known):
             return
         pin = await self._cluster.record(register_block(self._volume, writer).cid, timeout_s=self._timeout_s)
         if pin is not None and (head := parse_head(pin, self._volume)):

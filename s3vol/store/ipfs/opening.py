@@ -27,7 +27,7 @@ from s3vol.store.ipfs import state as states
 from s3vol.store.ipfs.base import EVERYWHERE, Blocks, Cluster
 from s3vol.store.ipfs.fetch import Fetcher
 from s3vol.store.ipfs.heads import SCAN_S, Connect, Heads
-from s3vol.store.ipfs.journal import Journal, Loaded, Published, new_identity, new_writer
+from s3vol.store.ipfs.journal import Journal, Loaded, Published, new_identity, new_writer, put_fact
 from s3vol.store.ipfs.nodes import Nodes
 from s3vol.store.ipfs.publish import Publisher
 from s3vol.store.ipfs.refresh import Refresher
@@ -160,6 +160,8 @@ async def _agree(loaded: Loaded, heads: Heads, journal: Journal, settings: Volum
         base = loaded.intent if loaded.intent and loaded.intent.sequence == known else loaded.published
         return replace(loaded, writer=writer, base=base, published=None, intent=None, segments=[], commits=[])
     if loaded.intent and told == loaded.intent.sequence:
+        # The next intent replaces this one, and collection removes what was published before.
+        await journal.write(put_fact("published", loaded.intent))
         return replace(loaded, published=loaded.intent, base=loaded.intent)
     return replace(loaded, register_lost=loaded.published is not None and told < loaded.published.sequence)
 

@@ -177,6 +177,8 @@ class Segments:
     async def recover(self) -> None:
         """After a crash: undo segments that were only noted."""
         for segment in [segment for segment in self._all.values() if segment.step == INTENDED]:
+            if segment.dead_at_s is not None:  # its removal may have begun
+                await self._cluster.unpin(segment.cid, timeout_s=self._keeping.timeout_s)
             await self._blocks.unpin(segment.cid, timeout_s=self._keeping.timeout_s)
             self._forget(segment)
             await self._journal.write(drop_segment(segment.cid))
@@ -239,10 +241,12 @@ class Segments:
     async def pin(self) -> None:
         """Give the cluster what it does not have yet. Imported segments stay pinned on this Kubo in any case."""
         for segment in [segment for segment in self._all.values() if segment.step == LOADED]:
-            if segment.cid in self._going or segment.cid not in self._all:
+            if segment.cid in self._going or segment.cid not in self._all or segment.step != LOADED:
                 continue  # collection was quicker; a pin that came after its removal would be nobody's
             options = self._keeping.options(f"seg/{self._keeping.writer}/{segment.number}")
             await self._cluster.pin(segment.cid, options, timeout_s=self._keeping.timeout_s)
+            if segment.cid in self._going or segment.step != LOADED:
+                continue
             segment.step = PINNED
             await self._journal.write(mark_segment(segment))
 
@@ -264,6 +268,8 @@ class Segments:
         """Unpin a segment everywhere, and forget it. A pin of it that is on its way is sent before."""
         self._going.add(segment.cid)
         try:
+            segment.step = INTENDED  # whatever fails from here on: nothing relies on it again
+            await self._journal.write(mark_segment(segment))
             await self._cluster.unpin(segment.cid, timeout_s=self._keeping.timeout_s)
             await self._blocks.unpin(segment.cid, timeout_s=self._keeping.timeout_s)
             self._forget(segment)

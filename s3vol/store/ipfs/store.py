@@ -326,21 +326,23 @@ class IpfsStore:
             raise Rejected(f"{source}: has no {length} bytes from {start}")
         self._upload(full, upload_id)
         pieces: list[Piece] = []
-        statements: list[Statement] = []
         at = start
         row = Row(self._parts.volume.pieces(entry))
+        spans = list(row.spans(start, length))
+        whole = [span.piece for span in spans if span.whole]
+        queue = self._parts.journal.queue
         with self._parts.segments.reserve() as reserved:
-            for span in row.spans(start, length):
+            reserved.update(piece.digest for piece in whole)
+            queue(*self._parts.segments.owe(whole))  # no await since the look: later they may be collected elsewhere
+            for span in spans:
                 if span.whole:
                     pieces.append(span.piece)
-                    reserved.add(span.piece.digest)
-                    statements += self._parts.segments.owe([span.piece])
                 else:
                     ends, noted = await self._take(await self._read(row, at, span.length), reserved)
+                    queue(*noted)  # at once: others take what is staged for written
                     pieces += ends
-                    statements += noted
                 at += span.length
-            return await self._keep_part(full, upload_id, number, pieces, statements)
+            return await self._keep_part(full, upload_id, number, pieces, [])
 
     async def _keep_part(
         self, full: str, upload_id: str, number: int, pieces: Sequence[Piece], statements: Sequence[Statement]
