@@ -66,6 +66,11 @@ class Changes:
     async def _change_file(self, inode: Inode, content: Content | None, change: AttrChange) -> None:
         """With a content of an open handle, or None. The caller holds a claim on the inode."""
         cache = self._mount.cache
+        if content is not None and content.state is State.DISCARDED and inode.key is not None:
+            # It was to be removed, that failed, and the file is there without this content.
+            if change.size is not None:
+                raise PosixError(errno.ESTALE, inode.path)
+            content = None
         if content is None or content.state in (State.CLEAN, State.CONFLICTED):
             # Not through the handle: its version may be old, and the change is one of the file as it is now.
             if content is not None and change.size is not None:
@@ -93,13 +98,14 @@ class Changes:
             apply()
             return
         with_close = content.state is State.DIRTY and not inode.committing and mount.handles.writer(inode, content)
-        before = inode.posix()
+        before, headers = inode.posix(), inode.metadata
         self._coherence.changed(inode)
         apply()
         try:
             metadata = self._coherence.encode(inode, content.metadata if kept is None else kept)
         except MetadataTooLarge:
             inode.set_posix(before)
+            inode.metadata = headers
             raise
         mount.cache.set_metadata(content, metadata, explicit_times=inode.explicit_times)
         inode.metadata, inode.unpushed = metadata, False
@@ -114,13 +120,14 @@ class Changes:
             await self._coherence.refresh(inode)
             if inode.key is None:
                 raise PosixError(errno.ESTALE, inode.was)
-            before = inode.posix()
+            before, headers = inode.posix(), inode.metadata
             apply()
             try:
                 await self._coherence.save_directory(inode, self._coherence.encode(inode, inode.metadata))
                 hit(Point.DIRECTORY_ATTRIBUTES_AFTER_PUT)
             except S3volError:
                 inode.set_posix(before)
+                inode.metadata = headers
                 raise
 
     # Extended attributes: one header of the object, as s3fs writes it.

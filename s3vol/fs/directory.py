@@ -98,9 +98,8 @@ class Directories:
 
     async def _next_page(self, handle: DirHandle) -> None:
         page = await self._lister.page(handle.inode, handle.store_cursor)
-        handle.store_cursor, handle.complete = page.cursor, page.cursor is None
         cut = len(handle.local) if page.last is None else bisect.bisect_right(handle.local, page.last)
-        local, handle.local = handle.local[:cut], handle.local[cut:]
+        local = handle.local[:cut]
         rows = {row.key: row for row in await self._follow(page.rows)}
         for key in local:
             if key in rows:
@@ -109,6 +108,8 @@ class Directories:
                 rows[key] = self._pending(key)
             elif row := await self._lister.single(key):  # published since, perhaps behind the back of the page
                 rows[key] = row
+        # Not before all of it is here: after an error the same page is asked for again.
+        handle.store_cursor, handle.complete, handle.local = page.cursor, page.cursor is None, handle.local[cut:]
         for key in sorted(rows):
             if not (key.endswith("/") and self._has(handle, key[:-1])):  # `a` may be on one page and `a/` on the next
                 handle.rows.append(rows[key])

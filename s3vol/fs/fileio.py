@@ -126,7 +126,10 @@ class FileIO:
         return len(data)
 
     async def truncate(self, inode: Inode, content: Content, size: int) -> None:
-        """Set the length. The caller holds a claim on the inode."""
+        """Set the length. The caller holds a claim on the inode. EFBIG: no object can be so long."""
+        can = self._mount.store.capabilities
+        if size > max(can.max_put_bytes, can.max_parts * can.max_part_bytes):
+            raise PosixError(errno.EFBIG, content.key)
         self._coherence.changed(inode)
         await self._mount.cache.truncate(content, size)
         self._wrote(inode, content)
@@ -217,7 +220,7 @@ class FileIO:
         if handle.writable and handle.content.state is State.DIRTY:
             self._coherence.push(handle.inode, handle.content)
             self._mount.cache.schedule(handle.content)
-        elif not self._mount.handles.writer(handle.inode, handle.content):
+        elif not any(other.writable for other in self._mount.handles.of(handle.inode)):
             handle.inode.unpushed = False
 
 

@@ -160,17 +160,20 @@ class Namespace:
         if not stat.S_ISLNK(inode.mode):
             raise PosixError(errno.EINVAL, inode.path)
         await self._coherence.refresh(inode)
-        if inode.target is None:
+        target = inode.target
+        if target is None:
             content, _ = await self._coherence.acquire(inode)
             try:
                 if content.size > TARGET_MAX_BYTES:
                     raise PosixError(errno.ENAMETOOLONG, inode.path)
-                inode.target = bytes(await self._mount.cache.read(content, 0, content.size))
+                target = bytes(await self._mount.cache.read(content, 0, content.size))
+                if content.base is not None and content.base == inode.version:  # it may have been replaced meanwhile
+                    inode.target = target
             finally:
                 self._mount.cache.release(content)
-        if not inode.target:
+        if not target:
             raise PosixError(errno.ENOENT, inode.path)  # the kernel would take it for the directory that it is in
-        return inode.target
+        return target
 
     async def _make(self, parent: Ino, name: bytes, body: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
         mount = self._mount

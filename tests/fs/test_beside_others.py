@@ -1,0 +1,120 @@
+"""Attributes, listings and handles beside what other nodes and other handles do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+import pytest
+import trio
+
+from s3vol.errors import Unavailable
+from s3vol.fs import listing
+from s3vol.types import AttrChange, Fh
+from tests.fs.rig import USER, Node, fails
+
+
+async def test_an_xattr_that_a_directory_has_no_room_for_is_not_there_afterwards(a: Node) -> None:
+    ino = (await a.mkdir("d")).ino
+    await fails(errno.ENOSPC, a.fs.setxattr(ino, b"user.x", b"x" * 2048))
+    assert await a.fs.listxattr(ino) == []
+    await a.fs.setattr(ino, AttrChange(mode=0o700), None, USER)
+
+
+async def test_an_xattr_that_an_open_file_has_no_room_for_is_not_there_afterwards(a: Node) -> None:
+    fh = await a.create("f")
+    await a.fs.write(fh, 0, b"x")
+    ino = (await a.stat("f")).ino
+    await fails(errno.ENOSPC, a.fs.setxattr(ino, b"user.x", b"x" * 2048))
+    assert await a.fs.listxattr(ino) == []
+    await a.close(fh)
+
+
+async def test_a_symlink_that_is_replaced_while_it_is_read_shows_its_new_target_afterwards(a: Node, b: Node) -> None:
+    await a.symlink("s", b"old")
+    ino = (await b.stat("s")).ino
+    gate = b.controls.hold_reply("get")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(b.fs.readlink, ino)
+        await gate.entered.wait()
+        await a.symlink("t", b"new")
+        await a.rename("t", "s")
+        opened = await b.fs.open(ino, os.O_RDONLY)  # as any HEAD of it would
+        gate.open()
+    await b.fs.release(opened.fh)
+    assert await b.fs.readlink(ino) == b"new"
+
+
+async def test_a_listing_that_failed_in_the_middle_goes_on_where_it_was(
+    a: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "PAGE_ROWS", 2)
+    for name in ("a", "b", "c", "d", "e"):
+        await a.write(name, b"")
+    await a.link("c", "d2")
+    await a.remount()
+    fh = await a.fs.opendir((await a.stat("")).ino)
+    found = list(await a.fs.readdir(fh, 0))
+    a.controls.fail_next("get")
+    a.controls.fail_next("head")
+    with pytest.raises(Unavailable):  # noqa: PT012  # at one of the calls
+        while rows := await a.fs.readdir(fh, found[-1].cursor):
+            found += rows
+    while rows := await a.fs.readdir(fh, found[-1].cursor):
+        found += rows
+    assert [row.name for row in found] == [b"a", b"b", b"c", b"d", b"d2", b"e"]
+
+
+async def test_a_reader_of_an_old_version_that_closes_takes_no_times_from_a_writer(a: Node, b: Node) -> None:
+    await a.write("f", b"old")
+    reader = await a.open("f")
+    await b.write("f", b"new")
+    writer = await a.open("f", os.O_WRONLY)
+    await a.fs.write(writer.fh, 0, b"1")
+    await trio.sleep(0.01)
+    await a.fs.write(writer.fh, 1, b"2")
+    ino = (await a.stat("f")).ino
+    told = (await a.fs.getattr(ino)).attr.mtime_ns
+    await a.close(reader.fh)
+    await a.close(writer.fh)
+    await a.remount()
+    assert (await a.stat("f")).mtime_ns == told
+
+
+async def test_an_answer_that_a_newer_one_has_overtaken_is_asked_for_again(a: Node, b: Node) -> None:
+    await a.write("f", b"longer than the next")
+    ino = (await b.stat("f")).ino
+    opened: list[Fh] = []
+
+    async def open_() -> None:
+        opened.append((await b.fs.open(ino, os.O_RDONLY)).fh)
+
+    gate = b.controls.hold_reply("fetch")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(open_)
+        await gate.entered.wait()
+        await a.write("f", b"short")
+        other = await b.fs.open(ino, os.O_RDONLY)
+        gate.open()
+    assert await b.read_handle(opened[0]) == b"short"  # the kernel cuts at the newer length
+    await b.fs.release(other.fh)
+
+
+async def test_a_length_that_no_object_can_have_is_refused(a: Node) -> None:
+    fh = await a.create("f", os.O_RDWR)
+    ino = (await a.stat("f")).ino
+    await fails(errno.EFBIG, a.fs.setattr(ino, AttrChange(size=1 << 62), fh, USER))
+    await a.close(fh)
+
+
+async def test_a_chmod_of_what_a_failed_removal_has_discarded_is_not_silently_lost(a: Node) -> None:
+    await a.write("f", b"text")
+    fh = await a.open("f", os.O_RDWR)
+    a.controls.fail_next("delete")
+    await fails(errno.EIO, a.unlink("f"))
+    ino = (await a.stat("f")).ino
+    await fails(errno.ESTALE, a.fs.setattr(ino, AttrChange(size=1), fh.fh, USER))
+    await a.fs.setattr(ino, AttrChange(mode=0o600), fh.fh, USER)
+    await a.remount()
+    assert stat.S_IMODE((await a.stat("f")).mode) == 0o600
