@@ -22,7 +22,7 @@ from s3vol.fs import attributes
 from s3vol.fs.base import Entry
 from s3vol.fs.coherence import Coherence
 from s3vol.fs.context import HoldInode, Mount
-from s3vol.fs.fileio import FileIO
+from s3vol.fs.fileio import FileIO, is_lost
 from s3vol.fs.inodes import Inode
 from s3vol.types import AttrChange, Caller, Fh, Ino
 
@@ -66,8 +66,7 @@ class Changes:
     async def _change_file(self, inode: Inode, content: Content | None, change: AttrChange) -> None:
         """With a content of an open handle, or None. The caller holds a claim on the inode."""
         cache = self._mount.cache
-        if content is not None and content.state is State.DISCARDED and inode.key is not None:
-            # It was to be removed, that failed, and the file is there without this content.
+        if content is not None and is_lost(inode, content):
             if change.size is not None:
                 raise PosixError(errno.ESTALE, inode.path)
             content = None

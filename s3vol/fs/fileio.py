@@ -195,11 +195,8 @@ class FileIO:
         self._coherence.adopt_published(inode, content, asked_s)
 
     def _refuse_lost(self, inode: Inode, content: Content) -> None:
-        """ESTALE when the file was to be removed or replaced, that failed, and so it is there without this content.
-
-        The caller holds a claim on the inode.
-        """
-        if content.state is State.DISCARDED and inode.key is not None:
+        """ESTALE for a content that `is_lost`. The caller holds a claim on the inode."""
+        if is_lost(inode, content):
             raise PosixError(errno.ESTALE, content.key)
 
     async def release(self, fh: Fh) -> None:
@@ -238,3 +235,8 @@ def _reads(flags: int) -> bool:
 
 def _appends(flags: int) -> bool:
     return flags & os.O_APPEND != 0 and flags & os.O_TRUNC == 0 and _writes(flags)
+
+
+def is_lost(inode: Inode, content: Content) -> bool:
+    """True when the file was to be removed or replaced, that failed, and so it is there without this content."""
+    return content.state is State.DISCARDED and inode.key is not None

@@ -89,8 +89,9 @@ class Removal:
                 await self._orphans.keep(inode)
             hit(Point.UNLINK_BEFORE_DELETE)
             # Not the tombstone of another node's rename: its DELETE is still to come, and would hit who creates now.
+            # Nor what is gone by now: ours would hit who creates next.
             now = await self._objects.head(path)
-            if now is None or not layout.is_tombstone(now):
+            if now is not None and not layout.is_tombstone(now):
                 await mount.store.delete(path)
             hit(Point.UNLINK_AFTER_DELETE)
         elif inode is not None:

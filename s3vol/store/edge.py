@@ -231,7 +231,6 @@ _KIND_BY_TYPE: tuple[tuple[type[BaseException], type[S3volError]], ...] = (
     (ValueError, Rejected),
 )
 
-# No ENOENT: a missing key is an answer of the server; this is a program or a file of the credentials that has gone.
 _KIND_BY_ERRNO: dict[int, type[S3volError]] = {
     errno.EACCES: Denied,
     errno.EPERM: Denied,
@@ -265,6 +264,8 @@ def translate(error: BaseException, what: str, *, server_date: Callable[[], str]
     if isinstance(error, (obs.BaseError, aws.BotoCoreError)) and "certificate" in str(error).lower():
         return Denied(f"{what}: the server's TLS certificate is not trusted: {reason}")
     if isinstance(error, obs.UnauthenticatedError) and "credential provider" in str(error):
+        return Unavailable(f"{what}: the credentials could not be renewed: {reason}")
+    if isinstance(error, FileNotFoundError) and error.errno == errno.ENOENT:  # of the chain: a key is told by an answer
         return Unavailable(f"{what}: the credentials could not be renewed: {reason}")
     for kind, ours in _KIND_BY_TYPE:
         if isinstance(error, kind):
