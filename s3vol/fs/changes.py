@@ -13,10 +13,11 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 
 from s3vol import layout
 from s3vol.cache.base import Content, State
-from s3vol.errors import MetadataTooLarge, NoSpace, PosixError, S3volError
+from s3vol.errors import MetadataTooLarge, NoSpace, PosixError, PreconditionFailed, S3volError, Unavailable
 from s3vol.failpoints import Point, hit
 from s3vol.fs import attributes
 from s3vol.fs.base import Entry
@@ -24,6 +25,7 @@ from s3vol.fs.coherence import Coherence
 from s3vol.fs.context import HoldInode, Mount
 from s3vol.fs.fileio import FileIO, is_lost
 from s3vol.fs.inodes import Inode
+from s3vol.fs.objects import ATTEMPTS
 from s3vol.types import AttrChange, Caller, Fh, Ino
 
 NAMESPACES = (b"user.", b"security.", b"trusted.")
@@ -116,18 +118,24 @@ class Changes:
     async def _change_directory(self, inode: Inode, apply: Callable[[], None]) -> None:
         """Change memory, then write the marker."""
         async with HoldInode(self._mount, inode, shared=False):  # two markers written at once would lose one change
-            await self._coherence.refresh(inode)
-            if inode.key is None:
-                raise PosixError(errno.ESTALE, inode.was)
-            before, headers = inode.posix(), inode.metadata
-            apply()
-            try:
-                await self._coherence.save_directory(inode, self._coherence.encode(inode, inode.metadata))
-                hit(Point.DIRECTORY_ATTRIBUTES_AFTER_PUT)
-            except S3volError:
-                inode.set_posix(before)
-                inode.metadata = headers
-                raise
+            for _ in range(ATTEMPTS):
+                await self._coherence.refresh(inode)
+                if inode.key is None:
+                    raise PosixError(errno.ESTALE, inode.was)
+                before, headers = inode.posix(), inode.metadata
+                apply()
+                try:
+                    metadata = self._coherence.encode(inode, inode.metadata)
+                    await self._coherence.save_directory(inode, metadata, headers)
+                    hit(Point.DIRECTORY_ATTRIBUTES_AFTER_PUT)
+                    return
+                except S3volError as error:
+                    inode.set_posix(before)
+                    inode.metadata = headers
+                    if not isinstance(error, PreconditionFailed):
+                        raise
+                    inode.asked_s = -inf  # another node was quicker: asked anew, and changed on top of that
+            raise Unavailable(f"{inode.path}: others changed it {ATTEMPTS} times")
 
     # Extended attributes: one header of the object, as s3fs writes it.
 

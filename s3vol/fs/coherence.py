@@ -195,7 +195,7 @@ class Coherence:
         """After a conflict: local attributes are void, the bucket is asked next time."""
         self.changed(inode)
         inode.unpushed = False
-        inode.version = inode.pages = None
+        inode.version = None  # `pages` stays: those of what lost are to be dropped
         inode.told = NOTHING  # the kernel has the length of what lost
         self._mount.say(Invalidation(inode.ino))
 
@@ -402,13 +402,14 @@ class Coherence:
         """The type bits of a file's object."""
         return stat.S_IFMT(layout.decode_attr(info, self._mount.owner, is_dir=False).mode)
 
-    async def save_directory(self, inode: Inode, metadata: dict[str, str]) -> None:
-        """Write a directory's attributes to its marker."""
+    async def save_directory(self, inode: Inode, metadata: dict[str, str], known: Mapping[str, str]) -> None:
+        """Write a directory's attributes to its marker. PreconditionFailed: that has not the `known` ones any more."""
         assert inode.key is not None, "only a directory with a name is saved"
         self.changed(inode)
         asked_s = self._mount.learned.now_s()
-        info = await self._objects.put_marker(layout.marker_key(inode.key), metadata)
+        key = layout.marker_key(inode.key)
+        info = await self._objects.put_marker(key, metadata, known if inode.marker else None)
         self._mount.learned.changed(inode.key)
-        inode.marker, inode.version, inode.metadata = True, info.version, metadata
+        inode.marker, inode.version, inode.metadata = True, info.version, info.metadata or {}
         inode.told = inode.version
         inode.asked_s = asked_s

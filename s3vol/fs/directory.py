@@ -60,8 +60,12 @@ class Directories:
             return []  # removed while open: POSIX wants it to look empty
         if cursor == 0:
             self._rewind(handle)
+        self._follow_rename(handle)
         while len(handle.rows) <= cursor and not handle.complete:
             await self._next_page(handle)
+            if handle.inode.key is None:
+                return []  # removed meanwhile
+            self._follow_rename(handle)
         # No await from here: what is given out agrees with memory.
         rows = handle.rows[cursor : cursor + REPLY_ROWS]
         entries = [self._entry(handle, row, cursor + index + 1) for index, row in enumerate(rows)]
@@ -91,16 +95,29 @@ class Directories:
     def _rewind(self, handle: DirHandle) -> None:
         handle.rows.clear()
         handle.slim = 0
-        handle.store_cursor, handle.complete = None, False
-        prefix = handle.inode.key or ""
+        handle.store_cursor, handle.complete, handle.last = None, False, None
+        prefix = handle.prefix = handle.inode.key or ""
         pending = (c.key for c in self._mount.cache.pending() if layout.parent_key(c.key) == prefix)
         handle.local = sorted(key for key in pending if not layout.is_reserved(key))
 
+    def _follow_rename(self, handle: DirHandle) -> None:
+        """The directory has another name on this node: its rows go along. The store's cursor is one of the old name."""
+        old, new = handle.prefix, handle.inode.key
+        if new is None or new == old:
+            return
+        handle.rows = [replace(row, key=new + row.key[len(old) :], asked_s=-inf) for row in handle.rows]
+        handle.local = [new + key[len(old) :] for key in handle.local]
+        handle.last = None if handle.last is None else new + handle.last[len(old) :]
+        handle.prefix, handle.store_cursor = new, None
+
     async def _next_page(self, handle: DirHandle) -> None:
-        page = await self._lister.page(handle.inode, handle.store_cursor)
+        prefix, last = handle.prefix, handle.last
+        after = last if handle.store_cursor is None else None
+        page = await self._lister.page(handle.inode, handle.store_cursor, start_after=after)
         cut = len(handle.local) if page.last is None else bisect.bisect_right(handle.local, page.last)
         local = handle.local[:cut]
-        rows = {row.key: row for row in await self._follow(page.rows)}
+        # A store that is asked for what comes after `a/` shows `a/` again, for the keys below it.
+        rows = {row.key: row for row in await self._follow(page.rows) if last is None or row.key > last}
         for key in local:
             if key in rows:
                 continue
@@ -108,8 +125,11 @@ class Directories:
                 rows[key] = self._pending(key)
             elif row := await self._lister.single(key):  # published since, perhaps behind the back of the page
                 rows[key] = row
+        if handle.inode.key != prefix:
+            return  # renamed or removed meanwhile: the page is asked for again, under the new name
         # Not before all of it is here: after an error the same page is asked for again.
-        handle.store_cursor, handle.complete, handle.local = page.cursor, page.cursor is None, handle.local[cut:]
+        handle.last, handle.local = page.last, handle.local[cut:]
+        handle.store_cursor, handle.complete = page.cursor, page.cursor is None
         for key in sorted(rows):
             if not (key.endswith("/") and self._has(handle, key[:-1])):  # `a` may be on one page and `a/` on the next
                 handle.rows.append(rows[key])

@@ -66,6 +66,8 @@ class DirHandle:
     rows: list[Row] = field(default_factory=list)
     slim: int = 0  # rows up to here have lost their `info`
     local: list[str] = field(default_factory=list)  # keys of pending files, sorted, not merged yet
+    prefix: str = ""  # the directory's key, as the rows have it
+    last: str | None = None  # the greatest key that the pages so far cover
     store_cursor: str | None = None
     complete: bool = False
     offered: dict[Ino, Row] = field(default_factory=dict)  # the rows of the last reply

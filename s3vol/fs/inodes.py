@@ -174,7 +174,7 @@ class Inodes:
         revived = self._by_ino.get(number)
         inode = Inode(number, key, mode)
         if revived is not None:
-            inode.lookups = revived.lookups
+            inode.lookups, inode.pages = revived.lookups, revived.pages  # the kernel has both under this number
         self._by_ino[number] = self._by_key[key] = inode
         return inode, True
 

@@ -60,10 +60,10 @@ class Lister:
         self._objects = objects
         self._coherence = coherence
 
-    async def page(self, directory: Inode, cursor: str | None) -> Listing:
-        """The page at `cursor` (None: the first)."""
-        listing = await self._list(directory, cursor=cursor, limit=PAGE_ROWS)
-        if cursor is None:
+    async def page(self, directory: Inode, cursor: str | None, *, start_after: str | None = None) -> Listing:
+        """The page at `cursor` (None: the first, or the first behind a key)."""
+        listing = await self._list(directory, cursor=cursor, start_after=start_after, limit=PAGE_ROWS)
+        if cursor is None and start_after is None:
             directory.listed_s, directory.singles, directory.misses = listing.ask.at_s, 0, 0
             directory.huge = listing.cursor is not None
         return listing

@@ -224,7 +224,6 @@ class Namespace:
         inode.set_posix(posix)
         inode.size, inode.metadata, inode.target = info.size, layout.without_nonce(info.metadata or {}), None
         inode.unpushed = inode.explicit_times = inode.atime_set = False
-        inode.pages = None
         if published:
             inode.version, inode.asked_s = info.version, mount.learned.now_s()
         else:

@@ -31,7 +31,7 @@ from s3vol.types import NONCE, Health, ObjectInfo
 DELETE_WITHIN_S = 5.0
 TAKEOVER_S = 15.0  # three times DELETE_WITHIN_S: room for a DELETE that is slow to arrive
 POLL_FIRST_S, POLL_MAX_S = 0.02, 1.0
-_ATTEMPTS = 10  # each means that somebody else changed the very same object in the same moment
+ATTEMPTS = 10  # each means that somebody else changed the very same object in the same moment
 
 
 class Objects:
@@ -82,19 +82,28 @@ class Objects:
             etag = await self._own(key, meta[NONCE], error)
         return ObjectInfo(key, len(body), etag, 0, meta, content_type)
 
-    async def put_marker(self, key: str, metadata: Mapping[str, str]) -> ObjectInfo:
-        """Write a directory's attributes. Bytes that another tool has put into the marker stay, unseen."""
-        for _ in range(_ATTEMPTS):
-            known = await self.head(key)
-            if known is None or not known.size:
-                return await self.put(key, b"", metadata, content_type=DIRECTORY_TYPE)
-            try:
-                body = await self._store.get(key, 0, known.size, if_match=known.etag)
-                kind = known.content_type or DIRECTORY_TYPE
-                return await self.put(key, body, metadata, content_type=kind, condition=matches(known.etag))
-            except (PreconditionFailed, NotFound):
-                continue
-        raise Unavailable(f"{key}: others changed it {_ATTEMPTS} times")
+    async def put_marker(self, key: str, metadata: Mapping[str, str], known: Mapping[str, str] | None) -> ObjectInfo:
+        """Write a directory's attributes over the marker with `known` headers, None: where there is none.
+
+        PreconditionFailed: it has others by now. The ETag says nothing: all empty markers have the same, and encrypted
+        ones a new one for each request. Bytes that another tool has put into the marker stay, unseen.
+        """
+        found = await self.head(key)
+        if found is not None and layout.is_tombstone(found):
+            await self.await_absent(key)
+            found = None
+        if (None if found is None else found.metadata or {}) != known:
+            raise PreconditionFailed(f"{key}: the directory has other attributes by now")
+        if found is None:
+            return await self.put(key, b"", metadata, content_type=DIRECTORY_TYPE, condition=ABSENT)
+        if not found.size:
+            return await self.put(key, b"", metadata, content_type=DIRECTORY_TYPE)
+        try:
+            body = await self._store.get(key, 0, found.size, if_match=found.etag)
+            kind = found.content_type or DIRECTORY_TYPE
+            return await self.put(key, body, metadata, content_type=kind, condition=matches(found.etag))
+        except NotFound as error:
+            raise PreconditionFailed(f"{key}: it has gone") from error
 
     async def create(
         self, key: str, body: Buffer, metadata: Mapping[str, str], *, content_type: str = FILE_TYPE

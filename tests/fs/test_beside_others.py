@@ -12,7 +12,53 @@ import trio
 from s3vol.errors import Unavailable
 from s3vol.fs import listing
 from s3vol.types import AttrChange, Fh
-from tests.fs.rig import USER, Node, fails
+from tests.fs.rig import USER, Foreign, Node, fails
+
+
+async def test_a_chown_of_a_directory_does_not_undo_a_chmod_that_another_node_has_just_made(a: Node, b: Node) -> None:
+    await a.mkdir("d", 0o755)
+    await b.stat("d")
+    await a.setattr("d", mode=0o700)
+    await b.setattr("d", uid=5)
+    await a.remount()
+    shown = await a.stat("d")
+    assert (stat.S_IMODE(shown.mode), shown.uid) == (0o700, 5)
+
+
+async def test_a_chown_of_a_directory_does_not_undo_a_chmod_of_another_tool(a: Node, foreign: Foreign) -> None:
+    await foreign.put("d/", mode="16877")
+    assert stat.S_IMODE((await a.stat("d")).mode) == 0o755
+    await foreign.put("d/", mode="16832")
+    await a.setattr("d", uid=5)
+    await a.remount()
+    shown = await a.stat("d")
+    assert (stat.S_IMODE(shown.mode), shown.uid) == (0o700, 5)
+
+
+async def test_attributes_of_a_directory_without_a_marker_are_added_to_those_another_node_makes(
+    a: Node, b: Node, foreign: Foreign
+) -> None:
+    await foreign.put("d/f")
+    await b.stat("d")
+    await a.setattr("d", mode=0o700)
+    await b.setattr("d", uid=5)
+    await a.remount()
+    shown = await a.stat("d")
+    assert (stat.S_IMODE(shown.mode), shown.uid) == (0o700, 5)
+
+
+async def test_two_nodes_that_change_a_directory_at_once_both_have_their_way(a: Node, b: Node) -> None:
+    await a.mkdir("d", 0o755)
+    await b.stat("d")
+    gate = b.controls.hold("head")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: b.setattr("d", uid=5))
+        await gate.entered.wait()
+        await a.setattr("d", mode=0o700)
+        gate.open()
+    await a.remount()
+    shown = await a.stat("d")
+    assert (stat.S_IMODE(shown.mode), shown.uid) == (0o700, 5)
 
 
 async def test_an_xattr_that_a_directory_has_no_room_for_is_not_there_afterwards(a: Node) -> None:
@@ -64,6 +110,26 @@ async def test_a_listing_that_failed_in_the_middle_goes_on_where_it_was(
     while rows := await a.fs.readdir(fh, found[-1].cursor):
         found += rows
     assert [row.name for row in found] == [b"a", b"b", b"c", b"d", b"d2", b"e"]
+
+
+async def test_an_open_directory_that_is_renamed_is_listed_to_its_end(a: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "PAGE_ROWS", 3)
+    await a.mkdir("m")
+    await a.mkdir("m/b")
+    names = ["a", "b", "c", "d", "e", "f", "g"]
+    for name in names:
+        if name != "b":
+            await a.write(f"m/{name}", b"")
+    fh = await a.fs.opendir((await a.stat("m")).ino)
+    found = list(await a.fs.readdir(fh, 0))
+    await a.rename("m", "k")
+    while rows := await a.fs.readdir(fh, found[-1].cursor):
+        for row in rows:
+            a.fs.remember(row.entry.attr.ino)
+        found += rows
+    assert [row.name.decode() for row in found] == names
+    for row in found[-2:]:
+        assert row.entry.attr.ino == (await a.stat(f"k/{row.name.decode()}")).ino
 
 
 async def test_a_reader_of_an_old_version_that_closes_takes_no_times_from_a_writer(a: Node, b: Node) -> None:
@@ -118,3 +184,29 @@ async def test_a_chmod_of_what_a_failed_removal_has_discarded_is_not_silently_lo
     await a.fs.setattr(ino, AttrChange(mode=0o600), fh.fh, USER)
     await a.remount()
     assert stat.S_IMODE((await a.stat("f")).mode) == 0o600
+
+
+async def test_after_a_conflict_the_first_open_drops_the_pages_of_what_lost(a: Node, b: Node) -> None:
+    await a.write("f", b"base")
+    writer = await a.open("f", os.O_RDWR)
+    await b.write("f", b"won")
+    await a.fs.write(writer.fh, 0, b"lost")
+    await fails(errno.ESTALE, a.fs.flush(writer.fh))
+    await a.fs.release(writer.fh)
+    ino = (await a.stat("f")).ino
+    first, second = await a.fs.open(ino, os.O_RDONLY), await a.fs.open(ino, os.O_RDONLY)
+    assert (first.keep_cache, first.changed) == (False, True)
+    assert second.keep_cache
+
+
+async def test_a_name_that_comes_back_has_the_pages_of_its_former_file_dropped(a: Node, b: Node) -> None:
+    await a.write("f", b"old")
+    assert await b.read("f") == b"old"
+    ino = (await b.stat("f")).ino
+    await a.unlink("f")
+    await fails(errno.ESTALE, b.fs.open(ino, os.O_RDONLY))
+    await a.write("f", b"new")
+    assert (await b.stat("f")).ino == ino
+    first, second = await b.fs.open(ino, os.O_RDONLY), await b.fs.open(ino, os.O_RDONLY)
+    assert (first.keep_cache, first.changed) == (False, True)
+    assert second.keep_cache
