@@ -25,12 +25,12 @@ from dataclasses import dataclass
 import trio
 
 from s3vol.errors import Corrupt, S3volError, Unavailable
-from s3vol.store.ipfs import tree
 from s3vol.store.ipfs.entry import Piece
 from s3vol.store.ipfs.heads import register_block
 from s3vol.store.ipfs.journal import INTENDED, Segment, drop_commit
 from s3vol.store.ipfs.opening import OpenVolume
 from s3vol.store.ipfs.state import State
+from s3vol.store.ipfs.usage import used_digests
 
 REPACK = 0.5
 """Half of a segment's blocks: repacking moves no bytes, it costs one small node and two pins."""
@@ -93,22 +93,10 @@ class Collector:
                     found[writer] = await self._parts.refresher.state(head.commit)
         return found
 
-    def needed(self) -> set[bytes]:
-        """Digests of all blocks that the present state, pending changes, uploads and bodies on their way consist of."""
-        volume = self._parts.volume
-        state = volume.seal()
-        needed = self._parts.segments.reserved
-        for _, entries in tree.scan(volume.nodes, state.tree):
-            for entry in entries:
-                needed.update(piece.digest for piece in volume.pieces(entry))
-        for upload in self._parts.uploads.values():
-            for _, pieces in upload.parts.values():
-                needed.update(piece.digest for piece in pieces)
-        return needed
-
     def _judge(self, now_s: int) -> int:
         """Condemn and revive, synchronously; returns how many were condemned."""
-        segments, needed, queue = self._parts.segments, self.needed(), self._parts.journal.queue
+        segments, queue = self._parts.segments, self._parts.journal.queue
+        needed = used_digests(self._parts.volume, segments, self._parts.uploads.values())
         clock = dict(self._parts.volume.state.clock)
         condemned = 0
         for segment in [segment for segment in segments.all.values() if not segments.is_importing(segment)]:

@@ -42,6 +42,7 @@ from s3vol.store.ipfs.journal import (
 )
 from s3vol.store.ipfs.segments import Keeping, Segments
 from s3vol.store.ipfs.state import Commit, State, encode_commit, encode_root
+from s3vol.store.ipfs.usage import used_digests
 from s3vol.store.ipfs.volume import Volume
 
 _POLL_S = 0.2  # between questions how far replicas are
@@ -75,6 +76,7 @@ class Publisher:
         self._now_s = now_s
         self.published = loaded.published
         self.commits = {commit.cid: commit for commit in loaded.commits}  # every one of ours that may be pinned
+        self._uploads = loaded.uploads  # those that are open: the store adds to it
         self.last_change = loaded.base.upto if loaded.base else 0
         known = [one.sequence for one in (loaded.published, loaded.intent) if one]
         self._sequence = max(known, default=0)
@@ -167,12 +169,16 @@ class Publisher:
 
     async def _publish(self) -> None:
         await trio.sleep_until(self._known_at_s)
-        state = self._volume.seal()
-        upto = self.last_change  # no await since the seal: the state has exactly these changes
-        adopted, self._volume.adopted = self._volume.adopted, []
-        for entry in adopted:
-            self._journal.queue(*self._segments.owe(self._volume.pieces(entry)))
-        await self._segments.gather()
+        state, upto = self._seal()
+        try:
+            await self._segments.gather()
+        except Unavailable:
+            # A block that nobody has any more must not hold up the rest for ever: once its files are removed, nor is
+            # it owed. No await between this and the seal: what is published then does without it.
+            if not self._segments.disown(used_digests(self._volume, self._segments, self._uploads.values())):
+                raise
+            state, upto = self._seal()
+            await self._segments.gather()
         await self._segments.pin()
         self._sequence += 1
         intent = await self._commit(state, upto)
@@ -181,6 +187,14 @@ class Publisher:
         )
         await self._heads.post(self._keeping.writer, intent.sequence, intent.commit)
         await self._forget(intent)
+
+    def _seal(self) -> tuple[State, int]:
+        """The state to publish, and the last change that is in it; what it adopted from others is owed."""
+        state = self._volume.seal()
+        adopted, self._volume.adopted = self._volume.adopted, []
+        for entry in adopted:
+            self._journal.queue(*self._segments.owe(self._volume.pieces(entry)))
+        return state, self.last_change
 
     async def _commit(self, state: State, upto: int) -> Published:
         """Import and pin the state under a commit of its own."""

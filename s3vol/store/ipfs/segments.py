@@ -20,7 +20,7 @@ forgotten; what was to be in it is still in the journal, or was never acknowledg
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -173,6 +173,13 @@ class Segments:
         new = {piece.digest for piece in pieces if not self.holds(piece.digest)}
         self._owed |= new
         return [put_owed(digest) for digest in new]
+
+    def disown(self, used: Set[bytes]) -> bool:
+        """Owe no more what nothing uses any more. True when there was such a block."""
+        gone = self._owed - used
+        self._owed -= gone
+        self._journal.queue(*(drop_owed(digest) for digest in gone))
+        return bool(gone)
 
     async def recover(self) -> None:
         """After a crash: undo segments that were only noted."""

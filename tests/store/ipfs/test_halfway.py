@@ -285,3 +285,22 @@ async def test_a_writer_that_is_retired_during_a_refresh_does_not_end_it(
 
         monkeypatch.setattr(one.heads, "_read_one", retire)
         assert await text_of(one.view(), "f") == "x"
+
+
+async def test_a_block_that_is_gone_for_good_does_not_hold_up_what_else_is_changed(swarm: Swarm) -> None:
+    async with swarm.opened() as (one, two):
+        etag = await write(one.view(), "f", "lost")
+        await one.view().sync()
+        await two.view().head("f")
+        entry = one.parts.volume.find("f")
+        assert entry is not None
+        lost = one.parts.volume.pieces(entry)[0].digest
+        await two.view().copy("f", "copy", if_match=etag, metadata={})
+        for node in swarm.network.nodes:
+            for cid in [cid for cid in node.blocks if cid.endswith(lost)]:
+                del node.blocks[cid]
+        await two.view().delete("copy")
+        await two.view().delete("f")
+        await write(two.view(), "g", "x")
+        await two.view().sync()
+        assert await text_of(one.view(), "g") == "x"
