@@ -58,7 +58,7 @@ class TreeRename:
         self._copier = Copier(mount, objects)
         self._intents = Intents(mount.store, mount.cache)
         self._running: set[str] = set()
-        self._taken: dict[str, set[str]] = {}  # by intent: copies whose source has gone, so that they are the file now
+        self._copies: dict[str, set[str]] = {}  # by intent: those made here whose source is still there
 
     async def rename(self, old: str, new: str) -> None:
         """Move everything below `old`. The caller holds both trees and has seen that `new` is empty or absent.
@@ -111,7 +111,7 @@ class TreeRename:
             await alongside(lambda: self._move(intent), beat)
             hit(Point.RENAME_DIR_AFTER_MOVES)
             await self._intents.remove(intent)
-            self._taken.pop(intent.id, None)
+            self._copies.pop(intent.id, None)
         finally:
             self._running.discard(intent.id)
             for prefix in (intent.source, intent.target):
@@ -251,14 +251,17 @@ class TreeRename:
                 link = await self._renamed_link(intent, source, target)
                 if link is not None:
                     body, metadata = layout.stub(link)
-                    return source, await self._objects.put(target, body, metadata, condition=condition, nonce=nonce)
-                return source, await self._copier.copy(source, target, condition, nonce=nonce)
+                    copied = await self._objects.put(target, body, metadata, condition=condition, nonce=nonce)
+                else:
+                    copied = await self._copier.copy(source, target, condition, nonce=nonce)
+                self._copies.setdefault(intent.id, set()).add(copied.key)
+                return source, copied
             except GONE:
                 now = await self._objects.head(source.key)
                 if now is None or layout.is_tombstone(now):
                     return None
                 source = now
-                target, condition = await self._way(intent, target)
+                target, condition = await self._way(intent, source, target)
         raise Unavailable(f"{source.key}: other nodes changed it {ATTEMPTS} times while its directory was renamed")
 
     async def _renamed_link(self, intent: Intent, source: ObjectInfo, target: str) -> layout.Link | None:
@@ -278,13 +281,17 @@ class TreeRename:
             known = False  # its last name is just being removed
         return made if known else None
 
-    async def _way(self, intent: Intent, target: str) -> tuple[str, Condition]:
-        """Where to copy to when something may be at the target: over our own older copy, beside anything else."""
+    async def _way(self, intent: Intent, source: ObjectInfo, target: str) -> tuple[str, Condition]:
+        """Where to copy to when something may be at the target: over our own older copy, beside anything else.
+
+        After a crash the copy of another version may be the file itself: it was moved, and `source` is one that was
+        made under the old name since. Nothing tells the two apart, so that is not overwritten either.
+        """
         found = await self._objects.head(target)
         if found is None:
             return target, ABSENT
-        gone = target in self._taken.get(intent.id, ())  # what is at the old name is another file, made since
-        if found.version.nonce.startswith(f"{intent.id}.") and not gone:
+        ours = found.version.nonce.startswith(f"{intent.id}.") and target in self._copies.get(intent.id, ())
+        if ours or found.version.nonce == f"{intent.id}.{_digest(source)}":
             return target, matches(found.etag)
         if layout.is_tombstone(found):
             try:
@@ -312,7 +319,7 @@ class TreeRename:
                     return
                 source, copied = again
                 continue
-            self._taken.setdefault(intent.id, set()).add(copied.key)
+            self._copies[intent.id].discard(copied.key)
             self._moved(source, copied)  # no await since the tombstone is there
             hit(Point.RENAME_DIR_AFTER_TOMBSTONE)
             await self._objects.remove_buried(tombstone, buried_s)

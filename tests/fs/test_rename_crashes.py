@@ -47,6 +47,24 @@ async def test_a_crash_in_a_directorys_rename_is_finished_at_the_next_mount(
     assert await b.read("n/e/g") == b"two"
 
 
+async def test_a_file_made_below_the_old_name_after_the_crash_is_not_taken_for_the_one_that_was_moved(
+    a: Node, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await a.mkdir("d")
+    await a.write("d/f", b"moved")
+    with monkeypatch.context() as patch:
+        crash_at(patch, Point.RENAME_DIR_AFTER_TOMBSTONE)
+        await crashing(lambda: a.rename("d", "n"))
+    await foreign.store.delete("d/f")  # the DELETE of a rename may arrive after its process has died
+    await foreign.put("d/f", b"another")
+    await a.remount()
+    found = {key: await foreign.body(key) for key in foreign.objects() if key.startswith("n/f")}
+    assert found.pop("n/f") == b"moved"
+    assert list(found.values()) == [b"another"]
+    assert a.health.counts["rename_conflicts"] == 1
+    assert not [key for key in foreign.objects() if key.startswith("d/")]
+
+
 async def test_another_node_finishes_a_rename_that_was_left_behind(
     a: Node, b: Node, bucket: object, foreign: Foreign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
