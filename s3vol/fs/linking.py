@@ -134,8 +134,8 @@ class Linking:
             hit(Point.LINK_AFTER_RECORD)
             try:
                 converted = await self._convert(inode, source, first, names)
-            except S3volError:
-                await self.give_up(first.id)
+            except S3volError as error:
+                await self.give_up(first.id, error)
                 raise
             if not converted:
                 await self.give_up(first.id)
@@ -251,8 +251,8 @@ class Linking:
         except PosixError:
             await self._links.settle(link.id, here, (link.token,))
             raise
-        except S3volError:
-            await self.give_up(link.id)
+        except S3volError as error:
+            await self.give_up(link.id, error)
             raise
         finally:
             self._mount.learned.changed(path)
@@ -273,8 +273,10 @@ class Linking:
         if inode is not None:
             inode.nlink, inode.linked_ns = max(names, 1), self._mount.now_ns()
 
-    async def give_up(self, link_id: str) -> None:
-        """After a failure: what can be decided now is, the rest later."""
+    async def give_up(self, link_id: str, error: S3volError | None = None) -> None:
+        """After a failure: what can be decided now is, the rest later (`Links.finish_in_doubt`)."""
+        if isinstance(error, Unavailable):
+            return  # what got no answer may still arrive
         with contextlib.suppress(S3volError):
             await self._links.resolve_own(link_id)
 

@@ -51,8 +51,8 @@ class LinkRename:
             await self._linking.leave(new, link)
             try:
                 done = await rename(Found(new, False, target.asked_s, stub))
-            except S3volError:
-                await self._linking.give_up(link.id)
+            except S3volError as error:
+                await self._linking.give_up(link.id, error)
                 raise
             if done:
                 await self._linking.left(link)
@@ -74,8 +74,8 @@ class LinkRename:
             hit(Point.LINK_RENAME_AFTER_RECORD)
             try:
                 return await self._move(old, new, stub, link, made, replaced, clear, replace=replace)
-            except S3volError:
-                await self._linking.give_up(link.id)
+            except S3volError as error:
+                await self._linking.give_up(link.id, error)
                 raise
 
     async def _move(

@@ -83,7 +83,7 @@ class Links:
         self._crashed = set(mount.cache.notes(MOUNTS))
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._at_work: dict[str, int] = {}
-        self._in_doubt: set[str] = set()
+        self._in_doubt: dict[str, float] = {}  # from when on it may be decided
 
     # Looking
 
@@ -175,7 +175,7 @@ class Links:
             if not self._at_work[link_id]:
                 del self._at_work[link_id]
             if not done:
-                self._in_doubt.add(link_id)
+                self._in_doubt[link_id] = trio.current_time() + LEFT_BEHIND_S
 
     async def create(self, link_id: str, names: Mapping[str, str]) -> None:
         """The record of a new link, whose names (token to path) are all to be made."""
@@ -281,11 +281,16 @@ class Links:
         return bool(self._crashed)
 
     async def finish_in_doubt(self) -> None:
-        """What failed on this mount is tried again."""
-        for link_id in list(self._in_doubt):
+        """What failed on this mount is tried again.
+
+        Not at once: a stub whose PUT got no answer may arrive later, when its name was taken for one that was never
+        made. Then it would stand where the content was, and lead to a body that is gone.
+        """
+        now_s = trio.current_time()
+        for link_id in [link_id for link_id, from_s in self._in_doubt.items() if from_s <= now_s]:
             async with self._mount.claims.hold(Claim(layout.body_key(link_id))):  # as all do that change it here
                 if link_id not in self._at_work:
-                    self._in_doubt.discard(link_id)
+                    self._in_doubt.pop(link_id, None)
                     with self.working(link_id):
                         await self.resolve_own(link_id)
 

@@ -14,6 +14,7 @@ from s3vol.errors import Corrupt, S3volError
 from s3vol.failpoints import Point
 from s3vol.fs import linkrecord
 from s3vol.fs.linkrecord import Doing, Record
+from s3vol.store.base import matches
 from s3vol.store.decorator import Operation
 from s3vol.store.fault import FaultControls, FaultStore
 from s3vol.types import ObjectInfo
@@ -177,6 +178,29 @@ async def test_a_request_that_fails_costs_no_file_and_the_sweep_tidies_up(
     assert found["f"] == b"abc"
     assert all(body in (b"abc", b"over") for body in found.values())
     await check_tidy(b, foreign, found)
+
+
+async def test_a_stub_that_arrives_long_after_its_link_has_failed_costs_no_file(
+    a: Node, b: Node, foreign: Foreign, autojump_clock: object
+) -> None:
+    assert isinstance(a.store, FaultStore)
+    await a.write("f", b"abc")
+    source = await foreign.store.head("f")
+    for _ in ("the record", "the body"):
+        a.controls.hold("put").open()
+    a.controls.fail_next("put")  # the stub in the place of the file, as far as this node knows
+    await fails(errno.EIO, a.link("f", "g"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.fs.run)
+        await trio.sleep(300)
+        (link_id,) = {key for key in map(layout.record_id, links(foreign)) if key}
+        doing = (await link_record(foreign, link_id)).doing
+        body, metadata = layout.stub(layout.Link(link_id, next(token for token in doing if doing[token].path == "f")))
+        await foreign.store.put("f", body, metadata=metadata, condition=matches(source.etag))
+        assert await b.read("f") == b"abc"
+        await trio.sleep(4000)
+        nursery.cancel_scope.cancel()
+    await check_tidy(b, foreign, {"f": b"abc"})
 
 
 async def test_a_stub_whose_body_is_gone_says_so_and_can_be_removed(a: Node, b: Node, foreign: Foreign) -> None:
