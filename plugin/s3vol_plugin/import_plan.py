@@ -20,6 +20,7 @@ following what cp calls newer, mtime alone (an attribute changed in the volume w
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -146,7 +147,7 @@ def _add(found: Scanned, root: bytes, path: bytes, status: os.stat_result) -> bo
     whole = os.path.join(root, path) if path else root
     is_dir = stat.S_ISDIR(status.st_mode)
     key = _key(path, is_dir=is_dir)
-    xattrs = _xattrs(found, whole)
+    xattrs = _xattrs(found, whole, follow=not path)  # the source itself may be named by a symbolic link
     target = os.readlink(whole) if stat.S_ISLNK(status.st_mode) else b""
     found.items.append(Item(path, key, status, _metadata(status, xattrs), target))
     if status.st_nlink > 1 and not is_dir:
@@ -178,16 +179,18 @@ def _metadata(status: os.stat_result, xattrs: Mapping[bytes, bytes]) -> dict[str
     return meta
 
 
-def _xattrs(found: Scanned, path: bytes) -> dict[bytes, bytes]:
+def _xattrs(found: Scanned, path: bytes, *, follow: bool) -> dict[bytes, bytes]:
     try:
-        names = os.listxattr(path, follow_symlinks=False)
-    except OSError:  # a file system without them
-        return {}
+        names = os.listxattr(path, follow_symlinks=follow)
+    except OSError as error:
+        if error.errno == errno.ENOTSUP:  # a file system without them
+            return {}
+        raise
     found.lists += any(name.startswith("system.posix_acl_") for name in names)
     values = {}
     for name in names:
         if name.startswith(NAMESPACES) and not name.startswith("user.s3vol."):  # a directory that was a store
-            values[os.fsencode(name)] = os.getxattr(path, name, follow_symlinks=False)
+            values[os.fsencode(name)] = os.getxattr(path, name, follow_symlinks=follow)
     return values
 
 
@@ -275,7 +278,10 @@ def object_changed_ns(item: Item, info: ObjectInfo) -> int:
 
 
 def clashes(items: Iterable[Item], remote: Mapping[str, ObjectInfo]) -> Iterator[tuple[Item, str]]:
-    """Items that are a file where the volume has a directory, or the reverse, and the key that is in the way."""
+    """Items that are a file where the volume has a directory, or the reverse, and the key that is in the way.
+
+    What is below a file is among them: its objects would be a directory, which hides the file.
+    """
     folders = folders_of(remote)
     for item in items:
         if item.key == layout.ROOT_ATTRIBUTES:
@@ -285,6 +291,10 @@ def clashes(items: Iterable[Item], remote: Mapping[str, ObjectInfo]) -> Iterator
             yield item, bare
         elif not item.key.endswith("/") and (f"{bare}/" in folders or f"{bare}/" in remote):
             yield item, f"{bare}/"
+        else:
+            above = (folder.removesuffix("/") for folder in folders_of([item.key]))
+            if (file := next((key for key in above if key in remote), None)) is not None:
+                yield item, file
 
 
 def _shown(path: bytes) -> str:

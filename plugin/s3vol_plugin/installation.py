@@ -46,7 +46,7 @@ def settings_text(choice: Choice) -> str:
     """A first settings file, every other setting in it as a comment."""
 
     def line(name: str, value: str, meant: str) -> str:
-        return f"{name} = {json.dumps(value)}" if value else f"# {name} = {json.dumps(meant)}"
+        return f"{name} = {_quoted(value)}" if value else f"# {name} = {_quoted(meant)}"
 
     in_ipfs = choice.source.startswith("ipfs:")
     servers = [
@@ -64,7 +64,7 @@ def settings_text(choice: Choice) -> str:
             "# After a change: systemctl restart s3vol-plugin (mounted volumes stay mounted).",
             "",
             "# Where the registry of volumes is, and below it the volumes that are created without a bucket.",
-            f"source = {json.dumps(choice.source)}",
+            f"source = {_quoted(choice.source)}",
             "",
             f"# A file in /etc/s3vol/credentials.d; without it, {otherwise}.",
             line("credentials", choice.credentials, "default"),
@@ -79,6 +79,11 @@ def settings_text(choice: Choice) -> str:
             "",
         ]
     )
+
+
+def _quoted(text: str) -> str:
+    """A string of TOML; JSON's own escapes of characters beyond U+FFFF are none."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def write_units(root: Path, program: Path) -> Sequence[Path]:

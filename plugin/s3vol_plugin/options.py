@@ -202,15 +202,20 @@ def _parsed(row: Option, text: str, given: str) -> Any:
         raise UsageError(f"option {given}: {text!r}: must be an absolute path, the same on all nodes")
     if text.strip().endswith("\\") or not text.strip().isprintable():
         raise UsageError(f"option {given}: must not end in a backslash or hold control characters")
-    return str(value) if row.name in ("uid", "gid", "replicas", *_SERVERS) else text.strip()
+    plain = isinstance(row.parse, units.Choice) or row.name in ("uid", "gid", "replicas", *_SERVERS)
+    return str(value) if plain else text.strip()
 
 
 def _checked(parse: Callable[[str], Any], text: str, given: str) -> Any:
     try:
         return parse(text)
     except ValueError as error:
-        shown = _PASSWORD_IN_URL.sub("//***@", text)
-        raise UsageError(f"option {given}: {shown[:200]!r}: {error}") from None
+        raise UsageError(f"option {given}: {_shown(given, text)}: {error}") from None
+
+
+def _shown(given: str, text: str) -> str:
+    """A value as errors repeat it: without a password, and not where keys may stand for the name of their file."""
+    return "***" if given.strip().lower().endswith("credentials") else repr(_PASSWORD_IN_URL.sub("//***@", text)[:200])
 
 
 def _unknown(given: str, key: str) -> UsageError:
@@ -374,4 +379,4 @@ def _at(place: str, parse: Callable[[str], Any], text: str) -> Any:
     try:
         return parse(text)
     except ValueError as error:
-        raise UsageError(f"{place}: {_PASSWORD_IN_URL.sub('//***@', text)[:200]!r}: {error}") from None
+        raise UsageError(f"{place}: {_shown(place, text)}: {error}") from None

@@ -23,6 +23,7 @@ from s3vol.layout import RESERVED
 from s3vol.store.settings import Source, parse_source
 from s3vol.types import ObjectInfo
 from s3vol_plugin import volume as volumes
+from s3vol_plugin.layering import same_server
 from s3vol_plugin.volume import Volume
 
 FOLDER = f"{RESERVED}volumes/"
@@ -138,7 +139,8 @@ def relation(one: Source, other: Source) -> str:
 
 def overlap(one: Volume, other: Volume) -> str:
     """How the objects of two volumes overlap: "", "equal", "inside" or "around"."""
-    if any(one.options.get(name, "") != other.options.get(name, "") for name in ("endpoint", "cluster")):
+    servers = ((one.options.get(name, ""), other.options.get(name, "")) for name in ("endpoint", "cluster"))
+    if not all(same_server(*pair) for pair in servers):
         return ""
     return relation(parse_source(one.source), parse_source(other.source))
 

@@ -264,13 +264,22 @@ class BucketRegistry:
     async def begin_deletion(self, volume: Volume) -> Volume:
         """Note that objects of a removed volume are being deleted: from here on nobody brings it back.
 
-        Raises UsageError when it is there (again), or is another volume by now.
+        Returns the tombstone as it was before: with `deletion` where another run has begun already. Raises UsageError
+        when the volume is there (again), is another one by now, or its objects are deleted.
         """
-        return await self._change(volume.name, lambda entry: tombstones.begin_deletion(entry, volume))
+        before = volume
 
-    async def give_up_deletion(self, volume: Volume) -> None:
-        """Make `volume`, a tombstone, what it was before a deletion that has not deleted anything."""
-        await self._change(volume.name, lambda entry: tombstones.give_up_deletion(entry, volume))
+        def change(entry: Entry) -> Volume | None:
+            nonlocal before
+            before = entry.volume
+            return tombstones.begin_deletion(entry, volume)
+
+        await self._change(volume.name, change)
+        return before
+
+    async def give_up_deletion(self, before: Volume) -> None:
+        """Make a tombstone what it was `before` a deletion that has not deleted anything."""
+        await self._change(before.name, lambda entry: tombstones.give_up_deletion(entry, before))
 
     async def finish_deletion(self, volume: Volume) -> None:
         """Note that all objects of a removed volume are gone: its name and its source are free again."""

@@ -4,7 +4,9 @@ Theory of operation. A volume is removed by its record; whoever says so gets the
 of its own, for it takes long and cannot be taken back. It begins by writing down that it began: from then on nobody
 brings the volume back, and nobody gets its source. Only then is it looked whether another volume has these objects, so
 that one which is just being created is seen here, or sees us. It lists and deletes page by page, and ends by writing
-down that all is gone. A run that was interrupted is repeated with `s3vol volume delete`.
+down that all is gone. A run that was interrupted is repeated with `s3vol volume delete`; that of a node that is only
+slow goes on meanwhile. Whoever is first to end frees name and source, so each one asks before each page whether what
+is listed is still the removed volume's.
 
 It never goes through a mount point (a path can lead anywhere), never removes a bucket, and never touches a registry:
 keys below `.s3vol/volumes/` and `.s3vol/mounts/`, wherever they are, belong to no volume. Listing goes on until a pass
@@ -15,12 +17,12 @@ Rejected: DeleteObjects (answers 200 for a refusal, and says more only in a body
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import trio
 
-from s3vol.errors import Rejected, S3volError, UsageError
+from s3vol.errors import Corrupt, Rejected, S3volError, UsageError
 from s3vol.store.base import Store
 from s3vol.store.edge import first_error
 from s3vol.store.settings import parse_source
@@ -88,26 +90,32 @@ async def delete_objects(
     deleted then. Any other error may come half-way; what is left is deleted by calling again.
     """
     check_deletable(volume)
-    current = await registry.begin_deletion(volume)
+    before = await registry.begin_deletion(volume)
     try:
-        await _check_alone(current, registry)
+        await _check_alone(before, registry)
     except S3volError:
-        await registry.give_up_deletion(volume)
+        if not before.deletion:  # else another run has deleted some of them: nobody may bring that back
+            await registry.give_up_deletion(before)
         raise
-    async with open_volume(current, settings) as store:
-        done = await empty(store, on_progress=on_progress)
+    async with open_volume(before, settings) as store:
+        done = await empty(store, on_progress=on_progress, check=lambda: registry.begin_deletion(volume))
     if done.kept:
         raise S3volError(
             f"volume {volume.name}: {len(done.kept)} objects have keys that are no path, for example {done.kept[0]!r}; "
             f"delete them with an S3 tool, then `s3vol volume delete {volume.name}`"
         )
-    await registry.finish_deletion(current)
+    await registry.finish_deletion(before)
     return done
 
 
 async def _check_alone(volume: Volume, registry: BucketRegistry) -> None:
-    """Raise UsageError when somebody else has its objects."""
+    """Raise UsageError when somebody else has its objects, Corrupt when that cannot be known."""
     await registry.relist()
+    for damaged in registry.damaged:
+        try:
+            registry.get(damaged.name)
+        except Corrupt as error:
+            raise Corrupt(f"volume {volume.name}: its objects may be those of volume {damaged.name}: {error}") from None
     for other in registry.all():
         if other.name != volume.name and records.overlap(volume, other):
             raise UsageError(
@@ -116,15 +124,23 @@ async def _check_alone(volume: Volume, registry: BucketRegistry) -> None:
             )
 
 
-async def empty(store: Store, *, on_progress: Callable[[Deleted], None] = lambda _: None) -> Deleted:
-    """Delete what a store holds, registries aside. Raises as the store does."""
+async def empty(
+    store: Store,
+    *,
+    on_progress: Callable[[Deleted], None] = lambda _: None,
+    check: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint,
+) -> Deleted:
+    """Delete what a store holds, registries aside. Raises as the store does, and what `check` raises: it is called
+    before the objects of a page are deleted."""
     done = Deleted()
-    while await _pass(store, done, on_progress):
+    while await _pass(store, done, on_progress, check):
         pass
     return done
 
 
-async def _pass(store: Store, done: Deleted, on_progress: Callable[[Deleted], None]) -> bool:
+async def _pass(
+    store: Store, done: Deleted, on_progress: Callable[[Deleted], None], check: Callable[[], Awaitable[object]]
+) -> bool:
     """Go through the whole listing once; True when something was deleted."""
     before = done.objects
     cursor: str | None = None
@@ -143,11 +159,13 @@ async def _pass(store: Store, done: Deleted, on_progress: Callable[[Deleted], No
 
     while True:
         page = await store.list("", delimiter=False, cursor=cursor, limit=_PAGE_KEYS, metadata=False)
+        found = [info for info in page.objects if not is_registry(info.key)]
+        if found:
+            await check()
         try:
             async with trio.open_nursery() as nursery:
-                for info in page.objects:
-                    if not is_registry(info.key):
-                        nursery.start_soon(delete, info.key, info.size)
+                for info in found:
+                    nursery.start_soon(delete, info.key, info.size)
         except ExceptionGroup as group:
             raise first_error(group) from None
         on_progress(done)

@@ -40,10 +40,13 @@ def remove(entry: Entry, volume: Volume, node: str, at: str) -> Volume | None:
 
 
 def begin_deletion(entry: Entry, volume: Volume) -> Volume | None:
-    """Objects are being deleted. Raises UsageError when the volume is there (again), or is another one by now."""
+    """Objects are being deleted. Raises UsageError when the volume is there (again), is another one by now, or when
+    all are gone: what is at its source since then is somebody else's."""
     _check_same(entry, volume)
     if not entry.volume.removed:
         raise UsageError(f"volume {volume.name}: is not removed; `s3vol volume rm --data {volume.name}` does both")
+    if entry.volume.deletion == "done":
+        raise UsageError(f"volume {volume.name}: its data is deleted already")
     return None if entry.volume.deletion else replace(entry.volume, on_remove="delete", deletion="begun")
 
 

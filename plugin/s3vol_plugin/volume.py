@@ -83,7 +83,7 @@ def decode(data: bytes, what: str) -> Volume:
         if schema != SCHEMA:
             raise Corrupt(f"{what}: schema {schema!r}; this version of s3vol reads {SCHEMA}")
         volume = Volume(**{item.name: values[item.name] for item in fields(Volume) if item.name in values})
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Corrupt(f"{what}: is not a volume record: {error}") from None
     texts = (volume.name, volume.uuid, volume.source, volume.created_at, volume.created_by, volume.credentials)
     valid = (

@@ -198,14 +198,15 @@ def _options(words: Sequence[str]) -> dict[str, str]:
 
 async def _rm(args: argparse.Namespace, settings: Settings, registry: BucketRegistry) -> int:
     volume = await _wanted(registry, args.name)
+    delete = args.data or volume.on_remove == "delete"
     if args.data:
         removal.check_deletable(volume)
-        volume = dataclasses.replace(volume, on_remove="delete")
     await removal.check_free(volume, registry)
-    if volume.on_remove == "delete":
+    if delete:
         await _confirm(args, volume)
+    # What was asked for here is not written into the record: a removal that comes to nothing leaves it as it was.
     await removal.remove(volume, registry=registry)
-    if volume.on_remove == "delete":
+    if delete:
         return await _delete_objects(volume, settings, registry)
     print(f"removed {volume.name}; its objects are kept at {volume.source} (`s3vol volume undelete {volume.name}`)")
     return 0

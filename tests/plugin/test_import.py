@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -18,6 +19,7 @@ from s3vol import layout
 from s3vol.errors import NoSpace, Unavailable
 from s3vol.store.base import Store
 from s3vol.store.fault import FaultControls, FaultStore
+from s3vol.store.memory import MemoryStore
 from s3vol.types import MIB, NONCE, ObjectInfo
 from s3vol_plugin import import_source, importing
 from s3vol_plugin.import_check import Report
@@ -317,3 +319,37 @@ def test_an_object_that_is_being_renamed_is_waited_for(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         scan(os.fsencode(tmp_path / "none"))
+
+
+async def test_an_import_puts_nothing_below_a_name_that_is_a_file_in_the_volume(tmp_path: Path) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/file").write_bytes(b"of the source")
+    (tmp_path / "beside").write_bytes(b"x")
+    store = MemoryStore()
+    posix = layout.Posix(stat.S_IFREG | 0o644, 0, 0, 1, 1, 1)
+    await store.put("a", b"of a container", metadata={**layout.encode_attr(posix, {}), NONCE: "n1.abc"})
+    report = await Import(store, str(tmp_path)).run()
+    assert (await store.list("a/", delimiter=False)).objects == ()  # it would hide the file
+    assert sorted(line.partition(":")[0] for line in report.problems) == ["a/", "a/b/", "a/b/file"]
+    assert "beside" in report.copied
+
+
+def test_attributes_that_cannot_be_listed_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    listed = os.listxattr
+
+    def fails(path: Any, *, follow_symlinks: bool = True) -> list[str]:
+        if os.fsencode(path).endswith(b"file"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return listed(path, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(os, "listxattr", fails)
+    assert scan(os.fsencode(tmp_path)).problems == ["file: Input/output error"]
+
+
+def test_the_attributes_of_a_source_that_is_a_symbolic_link_are_those_of_the_directory(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    os.setxattr(tmp_path / "real", "user.colour", b"blue")
+    (tmp_path / "link").symlink_to("real")
+    (root,) = scan(os.fsencode(tmp_path / "link")).items
+    assert layout.decode_xattr(root.metadata) == {b"user.colour": b"blue"}

@@ -7,17 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import botocore.session
 import pytest
 
 from s3vol import layers, units
 from s3vol.commands.volume_options import markdown, plain
 from s3vol.config import OPTIONS
 from s3vol.errors import UsageError
-from s3vol_plugin import credentials, option_table
+from s3vol_plugin import credentials, option_table, records
 from s3vol_plugin.access import mount_options
+from s3vol_plugin.invocation import environment
 from s3vol_plugin.options import load_settings, parse_options, wants_bucket
 from s3vol_plugin.settings import Settings
 from s3vol_plugin.volume import Volume, decode, encode
+from tests.plugin.rig import settings_in
 from tests.support.minio import required
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "volume-options.md"
@@ -343,3 +346,59 @@ def test_every_key_is_on_the_page() -> None:
     keys = [*option_table.NAMES, *option_table.ALIASES, *option_table.TAKEN, *option_table.MISSING]
     assert [key for key in keys if f"`{key}`" not in text] == []
     assert [name for name in (*option_table.OWN, *option_table.ROWS) if f"-o {name}=" not in plain()] == []
+
+
+def test_a_word_of_an_option_is_the_same_in_capitals(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, "s3://memory")
+    made = parse_options("web", {"mode": "ReadOnly"}, settings)
+    assert made.options == {"mode": "readonly"}
+    assert not records.writable(made)
+    with pytest.raises(UsageError, match="a read-only volume does not delete"):
+        parse_options("web", {"mode": "READONLY", "on-remove": "delete"}, settings)
+
+
+@pytest.mark.parametrize("spelling", ["http://MINIO:9000", "http://minio:9000/"])
+def test_two_spellings_of_one_server_are_one_server(tmp_path: Path, spelling: str) -> None:
+    settings = settings_in(tmp_path, "s3://registry")
+    options = {"bucket": "media", "endpoint": "http://minio:9000"}
+    one = parse_options("one", options, settings)
+    other = parse_options("other", {**options, "endpoint": spelling}, settings)
+    assert records.overlap(one, other) == "equal"
+    assert records.obstacle(other, one) is not None
+
+
+def test_the_keys_of_a_volume_are_those_of_its_file_whatever_role_the_daemon_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_in(tmp_path, "s3://registry")
+    settings.credentials_directory.mkdir()
+    file = settings.credentials_directory / "prod"
+    file.write_text("[default]\naws_access_key_id=named\naws_secret_access_key=hunter2\n")
+    file.chmod(0o600)
+    (tmp_path / "token").write_text("token")
+    base: Mapping[str, str] = {
+        "AWS_ROLE_ARN": "arn:aws:iam::1:role/machine",
+        "AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "token"),
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    prod = parse_options("web", {"bucket": "media", "credentials": "prod"}, settings)
+    for name in os.environ:
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    for name, text in environment(settings, prod, base).items():
+        monkeypatch.setenv(name, text)
+    found = botocore.session.Session().get_credentials()
+    assert found is not None
+    assert found.method == "shared-credentials-file"
+    assert found.access_key == "named"
+
+
+def test_keys_in_the_place_of_the_name_of_their_file_are_not_repeated(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, "s3://registry")
+    with pytest.raises(UsageError, match="option Credentials: ") as caught:
+        parse_options("web", {"bucket": "media", "Credentials": "AKIA:hunter2"}, settings)
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(UsageError, match="CREDENTIALS: ") as caught:
+        load_settings(None, {"S3VOL_PLUGIN_SOURCE": "s3://registry", "S3VOL_PLUGIN_CREDENTIALS": "AKIA:hunter2"})
+    assert "hunter2" not in str(caught.value)

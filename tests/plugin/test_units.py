@@ -15,6 +15,7 @@ import pytest
 from s3vol.cli import main
 from s3vol.errors import S3volError
 from s3vol_plugin import installation
+from s3vol_plugin.installation import Choice, settings_text
 from tests.support.minio import required
 
 SOCKET, SERVICE = installation.UNITS
@@ -144,3 +145,8 @@ def test_the_units_are_in_the_package() -> None:
     script = "from s3vol_plugin import installation as i; print(len(i.unit_texts(i.Path('/usr/bin/x'))))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd="/")
     assert done.stdout.strip() == "2"
+
+
+def test_the_first_settings_can_be_read_whatever_the_registry_is_called() -> None:
+    source = "s3://bucket/\N{ROCKET}ü"
+    assert tomllib.loads(settings_text(Choice(source)))["source"] == source
