@@ -1,7 +1,8 @@
 """What is asked of a mount process over its control socket, from the event loop.
 
 The client of s3vol.control is a blocking one, so each question runs in a thread; one that is cancelled is interrupted
-and waited for, so that no thread and no socket is left behind.
+and waited for, so that no thread and no socket is left behind. These threads do not count against trio's limit of
+40: so many processes that drain or hang would keep the state of all other volumes from being saved.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Conversation:
         async def run() -> None:
             with trio.CancelScope(shield=True):
                 try:
-                    answers.append(await trio.to_thread.run_sync(ask))
+                    answers.append(await trio.to_thread.run_sync(ask, limiter=trio.CapacityLimiter(1)))
                 except S3volError as error:
                     errors.append(error)
                 except ValueError:  # a line that ends in its middle
@@ -94,7 +95,8 @@ def _left(values: Mapping[str, Any]) -> Left:
 @contextlib.asynccontextmanager
 async def connected(socket: Path) -> AsyncIterator[Conversation]:
     """A connection to the process behind a control socket. Raises control.NotServing."""
-    client = await trio.to_thread.run_sync(partial(Client, socket, timeout_s=CONNECT_S))
+    connect = partial(Client, socket, timeout_s=CONNECT_S)
+    client = await trio.to_thread.run_sync(connect, limiter=trio.CapacityLimiter(1))
     try:
         yield Conversation(client)
     finally:

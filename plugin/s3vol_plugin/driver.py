@@ -40,6 +40,7 @@ CREATE_S, MOUNT_S, UNMOUNT_S, REMOVE_S = 30.0, 100.0, 45.0, 45.0
 CLAIM_MAX_S = 60.0
 _REMOVE_DRAIN_S = 20.0  # nobody uses it, so there is hardly anything to publish
 _UNDO_S = 15.0  # 115 s in all for a Mount, still below dockerd's 120
+_UNDELETE_S = 10.0  # 55 s in all for a Remove, still below dockerd's 60
 _AGAIN_S = 1.0  # between two questions to a registry that does not answer
 _TRIES = 3  # of a Mount, when the name becomes another volume meanwhile
 
@@ -184,7 +185,10 @@ class Driver:
         before = node.state.get(uuid)
         refs = before.refs if before else {}
         try:
-            await node.state.save(replace(before or Record(volume), refs=references.taken(refs, request.id)))
+            served = node.workers.get(uuid) is not None  # without a record (it was damaged): what it journals is owed
+            await node.state.save(
+                replace(before or Record(volume, dirty=served), refs=references.taken(refs, request.id))
+            )
             if node.workers.get(uuid) is None:
                 current = await self._claim(volume, deadline_s)
                 if current is None or current.uuid != uuid:
@@ -298,19 +302,29 @@ class Driver:
         await node.registry.remove(volume)
         try:
             await self._check_holders(volume)
-        except S3volError:  # somebody mounted it in the same moment
-            await node.registry.undelete(volume.name)
+        except BaseException:  # somebody mounted it in the same moment, or that cannot be known in time
+            with trio.move_on_after(_UNDELETE_S, shield=True):
+                await node.registry.undelete(volume.name)
             raise
         log.info("removed (%s)", volume.on_remove, extra={"volume": volume.name, "source": volume.source})
         if volume.on_remove == "delete":
             node.tasks.start_soon(self._delete, volume)
+        if node.state.get(volume.uuid) is not None:  # what is not published goes with the objects
+            with trio.CancelScope(shield=True):  # for RELEASE_S at most: it is removed, so nobody is told otherwise
+                await node.drop(volume)
 
     async def _leave(self, volume: Volume) -> None:
-        """Stop serving the volume here, or say why not. The lock is held."""
+        """Stop serving the volume here, or say why not. The lock is held.
+
+        The record of what is not published stays: the removal may still be refused, and then it is to be published.
+        """
         node = self._node
         record = node.state.get(volume.uuid)
         if record is None:
-            return
+            if node.workers.get(volume.uuid) is None:
+                return
+            record = Record(volume, dirty=True)  # it was damaged; the process and its users are there all the same
+            await node.state.save(record)
         uses = len(await node.uses(record))
         if uses or record.refs:
             count = max(uses, len(record.refs))
@@ -325,7 +339,8 @@ class Driver:
                 f"this node ({node.settings.node}) has data of it that is not published yet; this happens as soon as "
                 "the bucket answers, then remove it again"
             )
-        await node.drop(volume)
+        if not unpublished:
+            await node.drop(volume)
 
     async def _check_holders(self, volume: Volume) -> None:
         holders = await self._node.registry.holders(volume)

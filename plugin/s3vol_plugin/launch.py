@@ -19,7 +19,7 @@ import trio
 
 from s3vol.errors import S3volError, UsageError
 from s3vol_plugin import mountpoint
-from s3vol_plugin.process import END_S, mounting
+from s3vol_plugin.process import END_S, Process, mounting
 
 _USAGE = 2  # exit status of `s3vol mount` for bad input
 _OUTPUT_MAX_BYTES = 64 * 1024  # of a traceback; the command says one line
@@ -73,9 +73,19 @@ async def undo(point: Path) -> None:
 
     What was accepted by such a process is in its journal. Raises S3volError when a process does not end.
     """
+    failed: list[S3volError] = []
+
+    async def end(process: Process) -> None:
+        try:
+            await process.end()
+        except S3volError as error:  # for the nursery would make a group of it, and leave the mount
+            failed.append(error)
+
     with trio.move_on_after(_UNDO_S, shield=True):
         async with trio.open_nursery() as nursery:
             for process in await trio.to_thread.run_sync(mounting, point):
-                nursery.start_soon(process.end)
+                nursery.start_soon(end, process)
         await trio.to_thread.run_sync(mountpoint.detach, point)
         mountpoint.remove(point)
+    if failed:
+        raise failed[0]

@@ -37,14 +37,23 @@ class Presence:
         return await trio.to_thread.run_sync(lambda: self._kernel.usages(name, device, besides=besides))
 
     async def put_back(self, volume: Volume, users: Sequence[Usage]) -> None:
-        """Mount here what only `users` still have. Raises S3volError when that is impossible."""
+        """Mount here what only `users` still have, of whom each may have ended by now.
+
+        Raises S3volError when that is impossible.
+        """
         point = self._settings.mountpoint(volume.uuid)
-        whole = next((usage for usage in users if usage.root == "/"), None)
-        if whole is None:
+        whole = [usage for usage in users if usage.root == "/"]
+        if not whole:
             raise S3volError(
                 f"volume {volume.name}: was unmounted while process {users[0].pid} uses a directory of it; "
                 "stop that one first"
             )
         await trio.to_thread.run_sync(mountpoint.prepare, point.parent, point.name)
-        await trio.to_thread.run_sync(self._kernel.restore, whole, str(point))
+        for number, usage in enumerate(whole, 1):
+            try:
+                await trio.to_thread.run_sync(self._kernel.restore, usage, str(point))
+                break
+            except S3volError:
+                if number == len(whole):
+                    raise
         log.warning("a volume that is in use was unmounted, and is mounted again", extra={"volume": volume.name})

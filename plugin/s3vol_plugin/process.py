@@ -8,6 +8,7 @@ is no exit status to be had; a pidfd becomes readable at its end all the same, a
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ _STEPS = (  # signal, and how long its effect is waited for; as `s3vol umount --
     (signal.SIGTERM, 8.0),  # only the journal
     (signal.SIGKILL, 10.0),
 )
+_GONE = (errno.ESRCH, errno.EINVAL, errno.ENOENT)  # the last two: the number is now that of a thread (by kernel)
 END_S = sum(wait_s for _, wait_s in _STEPS)
 
 
@@ -71,7 +73,9 @@ class Process:
         """A pidfd of exactly this process; None when it is gone."""
         try:
             handle = os.pidfd_open(self.pid)
-        except ProcessLookupError:
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
             yield None
             return
         try:

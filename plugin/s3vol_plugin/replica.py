@@ -126,6 +126,9 @@ class Replica:
                 at_s, data = os.fstat(file.fileno()).st_mtime, file.read()
         except FileNotFoundError:
             return
+        except OSError as error:  # a copy only: the bucket has what is true
+            log.error("%s: cannot be read (%s); not used", self._path, error.strerror)
+            return
         try:
             content: Mapping[str, Any] = json.loads(data)
             if content["schema"] != SCHEMA or content["source"] != self._source:

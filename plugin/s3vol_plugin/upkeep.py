@@ -30,6 +30,7 @@ from s3vol_plugin.holders import HOLD_S
 from s3vol_plugin.node import Node
 from s3vol_plugin.references import Step, next_step
 from s3vol_plugin.state import Record
+from s3vol_plugin.volume import Volume
 
 RECONCILE_S = 60.0
 REFRESH_S = 30.0
@@ -134,9 +135,27 @@ class Upkeep:
 
     async def hold(self) -> None:
         """Say what this node has, and learn who else has it."""
-        for record in self._node.state.all():
-            await self._node.registry.hold(record.volume)
-            self._node.facts(record.volume.uuid).holders = await self._node.registry.holders(record.volume)
+        node = self._node
+        for volume in [record.volume for record in node.state.all()]:
+            if node.state.get(volume.uuid) is None:  # let go while others were spoken of
+                continue
+            await node.registry.hold(volume)
+            holders = await node.registry.holders(volume)
+            if node.state.get(volume.uuid) is None:
+                await self._take_back(volume)
+            else:
+                node.facts(volume.uuid).holders = holders
+
+    async def _take_back(self, volume: Volume) -> None:
+        """Say no longer that this node has a volume that was let go in this moment: nobody could remove it until then.
+
+        Not beside a Mount, whose own word would be taken back; and it is not waited for, for others are to be said.
+        """
+        lock = self._node.lock(volume.uuid)
+        if not lock.locked():
+            async with lock:
+                if self._node.state.get(volume.uuid) is None:
+                    await self._node.release(volume)
 
     # Processes.
 
@@ -229,7 +248,7 @@ class Upkeep:
         except S3volError as error:
             log.error("not mounted again: %s", error, extra={"volume": volume.name})
             return False
-        return True
+        return node.workers.get(uuid) is not None  # it may have died while containers were healed: that was not heard
 
     def _removed(self, record: Record) -> bool:
         """True when the registry has lost the volume: its objects may be being deleted, so nothing is published."""

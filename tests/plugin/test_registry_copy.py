@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import wait_all_tasks_blocked
 
 from s3vol.errors import Unavailable, UsageError
@@ -24,6 +25,7 @@ from s3vol_plugin import records, replica, tombstones
 from s3vol_plugin.holders import FRESH_S, fresh
 from s3vol_plugin.records import Entry
 from s3vol_plugin.registry import BucketRegistry
+from s3vol_plugin.replica import Replica
 from s3vol_plugin.volume import Volume
 from tests.plugin.backends import NamedMemoryStore
 
@@ -325,3 +327,9 @@ async def test_a_registry_that_is_well_says_nothing(bench: Bench, level: int, ca
         await node.create(make_volume())
         await node.refresh()
     assert caplog.records == []
+
+
+def test_a_copy_of_the_registry_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "registry.json"
+    path.mkdir()
+    assert Replica(path, "s3://bucket/").age_s is None

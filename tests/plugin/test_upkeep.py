@@ -15,6 +15,7 @@ from s3vol_plugin.docker_api import Container, Docker
 from s3vol_plugin.report import metrics, volume_status
 from s3vol_plugin.state import Record, State
 from s3vol_plugin.upkeep import Upkeep
+from s3vol_plugin.volume import Volume
 from tests.plugin.fakes import BOOT, Rig, rig, volume
 from tests.plugin.rig import settings_in
 
@@ -295,3 +296,26 @@ async def test_status_shows_what_the_mount_process_says(tmp_path: Path, hurried:
         status = volume_status(it.node, WEB)
         assert (status["dirty_bytes"], status["backend"], status["state"]) == (5, "down: 503", "degraded")
         assert 's3vol_plugin_volume_dirty_bytes{volume="web"} 5\n' in metrics(it.node)
+
+
+@pytest.mark.parametrize("at", ["hold other", "hold web"])
+async def test_a_volume_that_is_let_go_while_the_node_speaks_is_not_said_to_be_held(
+    tmp_path: Path, hurried: object, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    other = volume("other", 2)
+    async with rig(tmp_path) as it:
+        it.registry.add(WEB, other)
+        await it.state.save(Record(other, refs={"c1": 1}))
+        await it.state.save(Record(WEB))
+        hold = it.registry.hold
+
+        async def let_go(one: Volume) -> None:
+            if f"hold {one.name}" == at:
+                async with it.node.lock(WEB.uuid):
+                    await it.node.drop(WEB)
+            await hold(one)
+
+        monkeypatch.setattr(it.registry, "hold", let_go)
+        await it.upkeep.hold()
+        assert [holder.node for holder in await it.registry.holders(other)] == ["here"]
+        assert await it.registry.holders(WEB) == []  # another node may remove it
