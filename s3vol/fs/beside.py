@@ -9,7 +9,7 @@ had no room for it): it has to be asked for as often as it has pages before it i
 That bounds what the reader of a file far too large loses: only blocks that were read `FIRST` times of late are pushed,
 among the last `BLOCKS` that were touched (512 MiB). All over a larger file hardly any is.
 
-What may be pushed is decided in one step with the read of the bytes (`Coherence.may_push`): the page cache belongs to
+What may be pushed is decided in one step with the read of the bytes (`pagecache.may_push`): the page cache belongs to
 the inode, not to a handle, and a push overwrites what is there.
 
 Rejected: pushing at the first read of a block (sparse reads of a large file got slower by half), asking the kernel to

@@ -6,7 +6,7 @@ sends a HEAD of its own (a conditional GET would hide changed attributes behind 
 when no local change came in between (`Learned.asking`); if one did, the question is asked again.
 
 A version that changed means another content. Handles keep the one they hold; `Opened.changed` makes the frontend drop
-attributes, and pages are kept only when they are of exactly the version that is opened.
+attributes, and pages are kept only when they are of exactly the version that is opened (fs/pagecache.py).
 
 A name that vanished, or became something of another type, takes the inode's name away: ESTALE, on which the kernel
 walks the path again.
@@ -28,7 +28,6 @@ from s3vol.errors import Corrupt, MetadataTooLarge, PosixError, Unavailable
 from s3vol.fs import attributes
 from s3vol.fs.base import Entry
 from s3vol.fs.context import Mount
-from s3vol.fs.handles import FileHandle
 from s3vol.fs.inodes import Inode
 from s3vol.fs.linkrecord import Count, count_of
 from s3vol.fs.links import Links
@@ -83,47 +82,6 @@ class Coherence:
         ttl_s = self._mount.settings.attr_ttl_s
         attr_ttl_s = ttl_s if not inode.is_dir and self.is_local(inode) else learned.left_s(inode.asked_s)
         return Entry(inode.attr(), attr_ttl_s, ttl_s if named_s == inf else learned.left_s(named_s))
-
-    def keeps_pages(self, inode: Inode, content: Content) -> bool:
-        """True when the kernel's pages of this inode are this content's bytes."""
-        pages = inode.pages
-        if pages is None or pages is content:
-            return pages is content
-        clean = pages.state is State.CLEAN and content.state is State.CLEAN
-        return clean and pages.base is not None and pages.base == content.base
-
-    def mixed(self, inode: Inode, content: Content) -> bool:
-        """True when other handles of this inode read other bytes: the page cache cannot serve both."""
-
-        def same_bytes(other: Content) -> bool:
-            if other is content:
-                return True
-            if other.base is None or content.base is None or other.base.etag != content.base.etag:
-                return False
-            return other.state is State.CLEAN and content.state is State.CLEAN
-
-        return not all(same_bytes(other) for other in self._mount.handles.contents_of(inode))
-
-    def may_push(self, handle: FileHandle) -> bool:
-        """True while the kernel's page cache may be given bytes that this handle reads.
-
-        * The handle reads through the page cache, whose pages are those of its content.
-        * The content is clean, and nobody has the file open for writing: the bytes do not change.
-        * The kernel was told of exactly this version, so that it knows its length.
-
-        Whatever makes one of these untrue waits, before it answers the kernel, for pushes that have begun.
-        """
-        inode, content = handle.inode, handle.content
-        return (
-            handle.paged
-            and inode.pages is content
-            and content.state is State.CLEAN
-            and content.base is not None
-            and inode.told == content.base
-            and inode.size == content.size
-            and not inode.unpushed
-            and not any(other.writable for other in self._mount.handles.of(inode))
-        )
 
     # Taking over what was learned
 

@@ -20,7 +20,7 @@ from math import inf
 
 from s3vol.cache.base import Content, State
 from s3vol.errors import Conflict, NotFound, PosixError, PreconditionFailed
-from s3vol.fs import attributes
+from s3vol.fs import attributes, pagecache
 from s3vol.fs.base import Opened, Pages, Range
 from s3vol.fs.beside import whole_pages
 from s3vol.fs.coherence import Coherence
@@ -70,8 +70,8 @@ class FileIO:
 
     def opened(self, inode: Inode, content: Content, flags: int, *, changed: bool = False) -> Opened:
         """Register a handle, which takes over the reference on `content`. No await."""
-        direct = self._coherence.mixed(inode, content)
-        keep = not direct and self._coherence.keeps_pages(inode, content)
+        direct = pagecache.mixed(self._mount.handles, inode, content)
+        keep = not direct and pagecache.keeps(inode, content)
         others = not direct and not keep and inode.pages is not None
         handle = self._mount.handles.open_file(
             inode,
@@ -104,7 +104,7 @@ class FileIO:
     def pages(self, fh: Fh, start: int, end: int) -> Pages | None:
         """See FileSystem."""
         handle = self._mount.handles.find(fh)
-        if handle is None or not self._coherence.may_push(handle):
+        if handle is None or not pagecache.may_push(self._mount.handles, handle):
             return None
         pages = whole_pages(start, end, handle.content.size)
         data = self._mount.cache.peek(handle.content, *pages) if pages is not None else None
