@@ -14,6 +14,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from typing import NoReturn
 
 from s3vol import __version__
@@ -311,6 +312,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _guarded(work: Callable[[], int]) -> int:
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # paths that are no text are printed as the bytes they are
     try:
         return work()
     except S3volError as error:

@@ -151,6 +151,11 @@ def file_layers(path: Path, names: Sequence[str], *, required: bool) -> list[Lay
 def _section(path: Path, section: str, table: Any) -> Layer:
     if not isinstance(table, dict):
         raise UsageError(f'{path}: {section} is outside a section; put it under [default] or ["s3://bucket"]')
+    for key, value in table.items():
+        row = OPTIONS.get(key.replace("_", "-").lower())
+        if isinstance(value, int) and row is not None and row.parse is units.parse_mask:
+            # 0o077 arrives as 63, and the mask 063 would let others read.
+            raise UsageError(f'{path} [{section}] {key}: write the mask as text, for example {key} = "022"')
     values = {
         key: ("yes" if value else "no") if isinstance(value, bool) else str(value) for key, value in table.items()
     }

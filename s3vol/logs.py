@@ -40,7 +40,11 @@ class TextFormatter(logging.Formatter):
         parts += [f"{name}={_plain(value)}" for name, value in _fields(record).items()]
         if record.exc_info:
             parts.append(" | ".join(self.formatException(record.exc_info).splitlines()))
-        return " ".join(parts).replace("\n", "\\n").replace("\r", "\\r")
+        line = " ".join(parts)
+        if line.isprintable():
+            return line
+        # A name may hold ends of lines, what a terminal obeys, and bytes that are no text.
+        return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in line)
 
 
 class JsonFormatter(logging.Formatter):

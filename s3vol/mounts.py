@@ -21,8 +21,10 @@ TYPE = "fuse.s3vol"
 _PROC = Path("/proc")
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 DEAD = (errno.ENOTCONN, errno.ECONNABORTED)  # what a FUSE mount answers whose process is gone
-_MNT_DETACH = 2  # umount2(2)
+_MNT_FORCE = 1  # umount2(2)
+_MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
+_LINKS_MAX = 40  # path_resolution(7)
 _FUSERMOUNT_S = 20.0  # fusermount3 answers in milliseconds; it hangs only if the kernel does
 
 
@@ -93,10 +95,24 @@ def find_mount(path: str) -> Mount | None:
 
 
 def canonical(path: str) -> str:
-    """Absolute path without symbolic links, as the mount table has it. Does not touch a mount at `path`."""
+    """Absolute path without symbolic links, as the mount table has it. Does not touch a mount at `path`.
+
+    Nor one that a symbolic link at `path` leads to: links are followed one by one, each as far as the last component.
+    """
     whole = os.path.abspath(path)
-    parent = os.path.join(os.path.realpath(os.path.dirname(whole)), os.path.basename(whole))
-    return parent if find_mount(parent) else os.path.realpath(whole)
+    for _ in range(_LINKS_MAX):
+        directory, name = os.path.split(whole)
+        whole = os.path.join(os.path.realpath(directory), name)
+        if find_mount(whole):
+            return whole
+        try:
+            target = os.readlink(whole)
+        except OSError:  # no link, or nothing there
+            return whole
+        if ".." in Path(target).parts:  # what it leads out of may be a link itself: only the kernel's order is right
+            return os.path.realpath(whole)
+        whole = os.path.normpath(os.path.join(os.path.dirname(whole), target))
+    return os.path.realpath(whole)
 
 
 def unmount(path: str, *, lazy: bool = False) -> None:
@@ -106,9 +122,7 @@ def unmount(path: str, *, lazy: bool = False) -> None:
     success.
     """
     if os.geteuid() == 0:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)) != 0:
-            _refused(path, ctypes.get_errno())
+        _umount2(path, _MNT_DETACH if lazy else 0)
         return
     program = shutil.which("fusermount3") or shutil.which("fusermount")
     if program is None:
@@ -121,6 +135,12 @@ def unmount(path: str, *, lazy: bool = False) -> None:
         if "busy" in done.stderr.lower():
             raise PosixError(errno.EBUSY, path)
         raise S3volError(f"{path}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'not unmounted'}")
+
+
+def _umount2(path: str, flags: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW | flags) != 0:
+        _refused(path, ctypes.get_errno())
 
 
 def _refused(path: str, number: int) -> None:
@@ -138,3 +158,15 @@ def abort(mount: Mount) -> bool:
     except OSError:
         return False
     return True
+
+
+def cut_off(mount: Mount) -> None:
+    """Break the connection of a FUSE mount, and take it out of the tree although it is in use. Raises as `unmount`.
+
+    As root without sysfs: the control directories are a file system of their own, which a container has not.
+    """
+    if os.geteuid() == 0:
+        _umount2(mount.path, _MNT_FORCE | _MNT_DETACH)
+    else:
+        abort(mount)
+        unmount(mount.path, lazy=True)

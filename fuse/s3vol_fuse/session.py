@@ -14,7 +14,8 @@ not add up.
 
 Order at the end: no request is read any more, requests in progress get GRACE_S, then the last drain puts everything
 into the journal, and only then the mount is taken away. pyfuse3.close() frees memory that a notification in progress
-uses, so it comes after the last one; if one is stuck in the kernel the connection is aborted to free it.
+uses, so it comes after the last one; if one is stuck in the kernel the connection is cut off to free it. libfuse leaves
+the mount point of a connection that was cut off, by us or by somebody through sysfs: we take it away.
 
 Rejected: unmounting first on a signal. Programs would see ENOTCONN on files they are about to close properly.
 """
@@ -45,7 +46,7 @@ from s3vol_fuse.tune import tune
 GRACE_S = 5.0  # for requests in progress when serving ends; each is bounded by --timeout, which may be long
 TASKS = 256  # requests in progress at most; one that waits for the endpoint occupies a task, and others must go on
 _LOG_EVERY_S = 1.0
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_MAY_BE_IGNORED = (signal.SIGINT, signal.SIGHUP)  # by who started us: nohup(1), and a shell's `&` in a script
 
 log = logging.getLogger("s3vol.mount")
 
@@ -87,6 +88,7 @@ class Session:
         self._signal_deadline: float | None = None  # event loop time, like those below
         self._deadlines: list[float] = []  # of announced ends
         self._watchers: list[Callable[[Progress], None]] = []
+        self._device = ""  # of our mount, once it serves: another may be on the same path at the end
         self.draining = False
         self.drained = trio.Event()  # the last drain is over, and `left` is final
         self.left = Progress(0, 0)
@@ -126,11 +128,16 @@ class Session:
     async def _announce(self) -> None:
         await self._serving.wait()
         mount = mounts.find_mount(self._point.path)
+        self._device = mount.device if mount else ""
         tuned = tune(mount) if mount else []
         log.info("serving %s on %s %s", self._point.source, self._point.path, " ".join(tuned))
 
     async def _serve(self) -> None:
-        """Answer requests until the kernel unmounts, the connection breaks, or `_drain_and_stop`."""
+        """Answer requests until the kernel unmounts, the connection breaks, or `_drain_and_stop`.
+
+        A connection that broke leaves a mount that only says ENOTCONN. It is taken away at once: after the drain the
+        same device number could be that of somebody else's mount.
+        """
         try:
             with self._stop:
                 await pyfuse3.main(min_tasks=2, max_tasks=TASKS)
@@ -138,9 +145,12 @@ class Session:
             # ECONNABORTED: aborted through sysfs. ENODEV: unmounted. Anything else is a fault worth a line.
             if any(e.errno not in (errno.ECONNABORTED, errno.ENODEV) for e in _leaves(group)):
                 log.error("the connection to the kernel broke: %s", group.exceptions)
+        if not self._stopping:
+            self._cut_off()
 
     async def _obey_signals(self, task_status: trio.TaskStatus[None]) -> None:
-        with trio.open_signal_receiver(*_SIGNALS) as received:
+        numbers = [number for number in _MAY_BE_IGNORED if signal.getsignal(number) is not signal.SIG_IGN]
+        with trio.open_signal_receiver(signal.SIGTERM, *numbers) as received:
             task_status.started()
             async with trio.open_nursery() as nursery:
                 async for number in received:
@@ -216,15 +226,18 @@ class Session:
     async def _go(self) -> None:
         """Take the mount away and release libfuse."""
         if not await self._notifier.settled(GRACE_S):
-            mount = mounts.find_mount(self._point.path)
-            if mount and mount.type == mounts.TYPE:
-                mounts.abort(mount)
+            self._cut_off()
             if not await self._notifier.settled(GRACE_S):
                 log.error("a kernel notification hangs; the mount is detached without releasing libfuse")
-                with contextlib.suppress(S3volError):
-                    mounts.unmount(self._point.path, lazy=True)
                 return
-        pyfuse3.close(unmount=True)  # does nothing to the mount point when the kernel has unmounted already
+        pyfuse3.close(unmount=True)  # does nothing to the mount point when the kernel has unmounted, or is cut off
+
+    def _cut_off(self) -> None:
+        """Break the connection and take the mount point away, if it is still there."""
+        mount = mounts.find_mount(self._point.path)
+        if mount and mount.device == self._device:
+            with contextlib.suppress(S3volError):
+                mounts.cut_off(mount)
 
 
 class Shown:

@@ -3,7 +3,8 @@
 Theory of operation. The parent forks before any thread or event loop exists. The child leaves the terminal's session
 and reports through a pipe: one JSON object, either `{"ready": "..."}` or `{"error": "...", "status": 2}`. The parent
 prints it and ends with that status. Until it is ready the child keeps the terminal's stderr; then its standard streams
-go to the log file. When the child dies without a word the parent says how. An interrupted parent takes the child along.
+go to the log file. When the child dies without a word the parent says how. A parent that is interrupted, terminated or
+hung up takes the child along: nothing is mounted after the command has ended.
 
 The child is a copy of the parent: there is no second command line or environment in which a credential could stand.
 
@@ -30,6 +31,11 @@ from s3vol.errors import S3volError, UsageError
 FAILED, USAGE = 1, 2
 _FDS_MAX = 65536  # closing every number up to a limit of 2**30 would take a minute
 _INTERRUPT_S = 10.0
+_PATHS = (
+    *("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CA_BUNDLE", "AWS_WEB_IDENTITY_TOKEN_FILE"),
+    *("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+    *("S3VOL_RUNTIME_DIR", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME"),
+)
 
 log = logging.getLogger("s3vol.mount")
 
@@ -40,11 +46,26 @@ Ready = Callable[[str, Path | None], None]
 def in_foreground(work: Callable[[Ready], int]) -> int:
     """Run `work` here."""
 
-    def ready(line: str, file: Path | None) -> None:
-        with contextlib.suppress(OSError):  # nobody reads our output: no reason to end
-            print(line, flush=True)
+    return work(lambda line, file: _say(line))
 
-    return work(ready)
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads our output: no reason to end
+        print(line, flush=True)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # the caller has closed it
+            with contextlib.suppress(OSError):
+                stream.flush()
+
+
+def _open_streams() -> None:
+    """Put something in the place of standard streams that the caller has closed: a pipe must not get their numbers."""
+    while (fd := os.open(os.devnull, os.O_RDWR | os.O_NOCTTY)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 class _Pipe:
@@ -64,21 +85,29 @@ class _Pipe:
         os.close(self.fd)
 
 
+def _stay_here() -> None:
+    """Make paths of the environment absolute: the mount process works in `/`, and reads these files again later."""
+    for name in _PATHS:
+        path = os.environ.get(name)
+        if path and not path.startswith(("/", "~", "$")):  # botocore expands the last two
+            os.environ[name] = os.path.abspath(path)
+
+
 def in_background(work: Callable[[Ready], int]) -> NoReturn:
     """Run `work` in a child; end with 0 when it is ready, else with the status of its failure.
 
     The end is at once: taking hundreds of modules apart takes 0.1 s, and who called waits for a mount that serves.
     """
+    _open_streams()
+    _stay_here()
     read_end, write_end = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     child = os.fork()
     if child == 0:
         os._exit(_child(work, _Pipe(write_end)))
     os.close(write_end)
     status = _wait(child, read_end)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     os._exit(status)
 
 
@@ -107,8 +136,7 @@ def _child(work: Callable[[Ready], int], pipe: _Pipe) -> int:
         return FAILED
     finally:
         logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
 
 
 def _close_others(pipe: int) -> None:
@@ -120,8 +148,7 @@ def _close_others(pipe: int) -> None:
 def _redirect(file: Path | None) -> None:
     null = os.open(os.devnull, os.O_RDWR | os.O_NOCTTY)
     sink = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOCTTY, 0o600) if file else null
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     for target, source in ((0, null), (1, sink), (2, sink)):
         os.dup2(source, target)
     for opened in {null, sink} - {0, 1, 2}:
@@ -129,6 +156,9 @@ def _redirect(file: Path | None) -> None:
 
 
 def _wait(child: int, pipe: int) -> int:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)  # which raises KeyboardInterrupt
     try:
         with open(pipe, "rb") as file:
             message = file.read()
@@ -143,7 +173,7 @@ def _wait(child: int, pipe: int) -> int:
         return FAILED
     told = json.loads(message)
     if "ready" in told:
-        print(told["ready"], flush=True)
+        _say(told["ready"])
         return 0
     os.waitpid(child, 0)  # when this returns, its cache directory and mount point are free again
     print(f"s3vol: {told['error']}", file=sys.stderr)

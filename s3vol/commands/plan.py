@@ -7,6 +7,7 @@ that names the input and the way out. Nothing is created: neither cache director
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import re
@@ -57,7 +58,10 @@ def cache_root(options: MountOptions) -> Path:
         return options.cache_dir
     if os.geteuid() == 0:
         return Path("/var/cache/s3vol")
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s3vol"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s3vol"
+    except RuntimeError:  # neither $HOME nor an entry in the list of users
+        raise UsageError("this user has no home directory for the cache; set --cache-dir") from None
 
 
 def cache_directory(source: Source, options: MountOptions, endpoint: str) -> Path:
@@ -181,8 +185,9 @@ def _check_fuse() -> None:
 def warnings(plan: Plan) -> list[str]:
     """What is allowed, and perhaps not meant."""
     said = []
-    if any(os.scandir(plan.point.path)):
-        said.append(f"{plan.point.path} is not empty; what is in it is hidden while mounted")
+    with contextlib.suppress(PermissionError), os.scandir(plan.point.path) as inside:  # to mount it need not be listed
+        if any(inside):
+            said.append(f"{plan.point.path} is not empty; what is in it is hidden while mounted")
     if plan.source.kind == "memory":
         said.append("memory: forgets everything when it is unmounted")
     return said

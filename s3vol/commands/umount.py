@@ -46,6 +46,10 @@ def run(args: argparse.Namespace) -> int:
         if record:
             runtime.forget(record)
         raise UsageError(f"{args.mountpoint}: no s3vol mount")
+    if mount is not None and mount.type != mounts.TYPE:
+        raise UsageError(
+            f"{args.mountpoint}: {mount.type} is mounted there, over s3vol or in its place; unmount that first"
+        )
     deadline_s = _FORCED_DRAIN_S if args.force else _DRAIN_S
     if args.drain_timeout is not None:
         try:

@@ -284,9 +284,19 @@ def test_a_busy_mount_stays_and_nothing_is_lost(bucket: Bucket, mount: MountFact
     assert bucket.read("f") == b"first and second"
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """What is started here gets SIGINT, also when this process was started to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.minio
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_drains_unmounts_and_ends_with_0(bucket: Bucket, mount: MountFactory, number: signal.Signals) -> None:
+def test_a_signal_drains_unmounts_and_ends_with_0(
+    bucket: Bucket, mount: MountFactory, heeded: None, number: signal.Signals
+) -> None:
     here = mount("a", "--write-back")
     body = os.urandom(5_000_000)
     (here.path / "f").write_bytes(body)
