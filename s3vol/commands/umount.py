@@ -141,16 +141,13 @@ class _Unmounting:
     def forcibly(self) -> int:
         """Unmount whatever the state of the process is."""
         left = self._drain_briefly() if self._record else None
-        mounts.unmount(self._path, lazy=True)
+        if self._mount:
+            mounts.cut_off(self._mount)  # who waits in the kernel for an answer gets an error, the process among them
         if self._record is None:
-            if self._mount:
-                mounts.abort(self._mount)
             if self._dead:
                 runtime.forget(self._dead)
             return self._say_left(left) if self._dead else DONE
         for number, wait_s in _FORCED_STEPS:
-            if number == signal.SIGKILL and self._mount:
-                mounts.abort(self._mount)  # who waits in the kernel for an answer gets an error now
             if self._signalled(number, wait_s):
                 runtime.forget(self._record)
                 return self._say_left(left)
