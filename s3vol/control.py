@@ -88,12 +88,9 @@ def _bind(path: Path) -> socket.socket:
     path.unlink(missing_ok=True)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        mask = os.umask(0o177)
-        try:
-            with _reachable(path) as name:
-                server.bind(name)
-        finally:
-            os.umask(mask)
+        os.fchmod(server.fileno(), 0o600)  # what bind() makes takes its mode from here; a umask would be all threads'
+        with _reachable(path) as name:
+            server.bind(name)
         server.listen(_BACKLOG)
         server.setblocking(False)
     except BaseException:

@@ -25,7 +25,7 @@ from s3vol.errors import S3volError
 from s3vol_plugin.docker_api import Docker
 
 _LOOK_S = 2.0
-_ENGINE = "dockerd"
+_ENGINE = b"dockerd"
 _PROC = Path("/proc")
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,8 @@ def engine_runs() -> bool:
     """Whether a process called dockerd runs, in this process's view of /proc."""
     for name in os.listdir(_PROC):
         try:
-            if name.isdecimal() and (_PROC / name / "comm").read_text().strip() == _ENGINE:
+            # Bytes: a process calls itself what it likes, and a name of 15 bytes may end within a letter.
+            if name.isdecimal() and (_PROC / name / "comm").read_bytes().strip() == _ENGINE:
                 return True
         except OSError:  # it has ended meanwhile
             continue

@@ -299,12 +299,11 @@ class Driver:
             raise UsageError(f"is sticky; `s3vol volume rm {volume.name}` removes it")
         await self._leave(volume)
         await self._check_holders(volume)
-        await node.registry.remove(volume)
+        await self._bury(volume)
         try:
             await self._check_holders(volume)
         except BaseException:  # somebody mounted it in the same moment, or that cannot be known in time
-            with trio.move_on_after(_UNDELETE_S, shield=True):
-                await node.registry.undelete(volume.name)
+            await self._bring_back(volume)
             raise
         log.info("removed (%s)", volume.on_remove, extra={"volume": volume.name, "source": volume.source})
         if volume.on_remove == "delete":
@@ -341,6 +340,23 @@ class Driver:
             )
         if not unpublished:
             await node.drop(volume)
+
+    async def _bury(self, volume: Volume) -> None:
+        try:
+            await self._node.registry.remove(volume)
+        except UsageError:  # refused: what has the name now is another volume, and not touched
+            raise
+        except BaseException:  # the answer was lost, or the time ended before it came: the tombstone may stand
+            await self._bring_back(volume)
+            raise
+
+    async def _bring_back(self, volume: Volume) -> None:
+        """Undo a removal. The error that led here is what the user is told."""
+        with trio.move_on_after(_UNDELETE_S, shield=True):
+            try:
+                await self._node.registry.undelete(volume.name)
+            except S3volError as error:  # as a rule because the tombstone was never made
+                log.warning("a removal was not undone: %s", error, extra={"volume": volume.name})
 
     async def _check_holders(self, volume: Volume) -> None:
         holders = await self._node.registry.holders(volume)

@@ -104,7 +104,11 @@ def make_plan(ours: Sequence[Mount], theirs: Sequence[Mount], mountpoint: str, p
 
 
 def _visible(table: Sequence[Mount], path: str) -> Mount | None:
-    return next((mount for mount in reversed(table) if mount.path == path), None)
+    """The mount at `path` that no other one there lies on. The order of the table does not tell: a clone that went
+    beneath a dead mount comes after it, and stays there if the healing was cut short before the detachment."""
+    here = [mount for mount in table if mount.path == path]
+    covered = {mount.parent for mount in here if mount.parent != mount.id}
+    return next((mount for mount in reversed(here) if mount.id not in covered), None)
 
 
 def _plan_inner(ours: Sequence[Mount], theirs: Sequence[Mount], dead: Mount) -> list[Inner]:

@@ -69,7 +69,7 @@ def settings_text(choice: Choice) -> str:
             f"# A file in /etc/s3vol/credentials.d; without it, {otherwise}.",
             line("credentials", choice.credentials, "default"),
             "",
-            "# Name of this machine in the registry; without it, the host name.",
+            "# Name of this machine in the registry; without it, the host name up to its first dot.",
             '# node = "node1"',
             "",
             "# What every volume's own options are laid over: docs/options.md has them all.",

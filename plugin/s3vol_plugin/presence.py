@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import trio
 
+from s3vol import mounts
 from s3vol.errors import S3volError
 from s3vol_plugin import mountpoint
 from s3vol_plugin.base import Usage
@@ -51,9 +52,18 @@ class Presence:
         await trio.to_thread.run_sync(mountpoint.prepare, point.parent, point.name)
         for number, usage in enumerate(whole, 1):
             try:
-                await trio.to_thread.run_sync(self._kernel.restore, usage, str(point))
+                await trio.to_thread.run_sync(self._restore, volume, usage)
                 break
             except S3volError:
                 if number == len(whole):
                     raise
         log.warning("a volume that is in use was unmounted, and is mounted again", extra={"volume": volume.name})
+
+    def _restore(self, volume: Volume, usage: Usage) -> None:
+        """Raises S3volError when nobody, or another volume, is there by now: a process id may be another process's."""
+        point = self._settings.mountpoint(volume.uuid)
+        self._kernel.restore(usage, str(point))
+        mount = mounts.find_mount(str(point))
+        if mount is not None and mount.source != label(self._settings, volume):
+            mountpoint.detach(point)
+            raise S3volError(f"volume {volume.name}: process {usage.pid} has another volume at {usage.mountpoint}")

@@ -264,8 +264,9 @@ class BucketRegistry:
     async def begin_deletion(self, volume: Volume) -> Volume:
         """Note that objects of a removed volume are being deleted: from here on nobody brings it back.
 
-        Returns the tombstone as it was before: with `deletion` where another run has begun already. Raises UsageError
-        when the volume is there (again), is another one by now, or its objects are deleted.
+        Returns the tombstone as it was before: with `deletion` where another run has begun already, or may have done so
+        in this moment. Raises UsageError when the volume is there (again), is another one by now, or its objects are
+        deleted.
         """
         before = volume
 
@@ -290,23 +291,29 @@ class BucketRegistry:
         await self.relist()
         now_ns = await self._holders.now_ns()
 
+        revived: Volume | None = None
+
         def change(entry: Entry) -> Volume | None:
-            volume = tombstones.revive(entry, now_ns)
-            self._check_room(volume)
-            return volume
+            nonlocal revived
+            if entry.volume == revived:
+                return None  # our own write, whose reply was lost
+            revived = tombstones.revive(entry, now_ns)
+            self._check_room(revived)
+            return revived
 
         return await self._change(name, change)
 
     async def _change(self, name: str, change: Callable[[Entry], Volume | None]) -> Volume:
-        """Replace a record by what `change` makes of it (None: it is right already); returns what is there then."""
+        """Replace a record by what `change` makes of it (None: it is right already); returns what is there then.
+
+        After a reply that was lost `change` is asked again, about our own write or about one of another node that looks
+        the same.
+        """
         key = records.key_of(name)
-        wanted: Volume | None = None
         for _ in range(TRIES):
             entry = await self._take_over(name)
             if entry is None or entry.volume.clearing:
                 raise UsageError(f"volume {name}: no such volume; `s3vol volume ls --all` shows those there are")
-            if entry.volume == wanted:
-                return entry.volume  # our own write, whose reply was lost
             wanted = change(entry)
             if wanted is None:
                 return entry.volume

@@ -134,7 +134,8 @@ class State:
 
     def _load(self) -> dict[str, Record]:
         for left in self._directory.glob("*.new"):  # a crash came before the rename: nobody was told of it
-            left.unlink()
+            with contextlib.suppress(IsADirectoryError):  # not ours; it is in the way of one volume at most
+                left.unlink()
         records = {}
         for path in sorted(self._directory.glob("*.json")):
             try:
@@ -161,8 +162,11 @@ def _read(path: Path) -> bytes:
     """At most a record's worth. A directory or a socket of that name is not a record."""
     if not path.is_file() or path.is_symlink():
         raise Corrupt(f"{path}: is not a regular file")
-    with path.open("rb") as file:
-        return file.read(_RECORD_MAX_BYTES)
+    try:
+        with path.open("rb") as file:
+            return file.read(_RECORD_MAX_BYTES)
+    except OSError as error:  # a bad block of the disk
+        raise Corrupt(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _quarantine(path: Path) -> Path:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import trio
 
@@ -134,17 +135,21 @@ class Upkeep:
         node.registry_error, node.registry_down_since_s = "", None
 
     async def hold(self) -> None:
-        """Say what this node has, and learn who else has it."""
+        """Say what this node has, and learn who else has it. One that fails does not silence the others: whoever is
+        not heard of for FRESH_S may lose the volume under its mount."""
+        for volume in [record.volume for record in self._node.state.all()]:
+            await self._guarded(partial(self._hold, volume))
+
+    async def _hold(self, volume: Volume) -> None:
         node = self._node
-        for volume in [record.volume for record in node.state.all()]:
-            if node.state.get(volume.uuid) is None:  # let go while others were spoken of
-                continue
-            await node.registry.hold(volume)
-            holders = await node.registry.holders(volume)
-            if node.state.get(volume.uuid) is None:
-                await self._take_back(volume)
-            else:
-                node.facts(volume.uuid).holders = holders
+        if node.state.get(volume.uuid) is None:  # let go while others were spoken of
+            return
+        await node.registry.hold(volume)
+        holders = await node.registry.holders(volume)
+        if node.state.get(volume.uuid) is None:
+            await self._take_back(volume)
+        else:
+            node.facts(volume.uuid).holders = holders
 
     async def _take_back(self, volume: Volume) -> None:
         """Say no longer that this node has a volume that was let go in this moment: nobody could remove it until then.

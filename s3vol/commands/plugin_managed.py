@@ -63,7 +63,8 @@ def _uninstall(docker: Docker) -> int:
             if driver.partition(":")[0] == NAME:
                 raise S3volError(f"volume {name}: is used by container {container.name}; remove that container first")
     names = [volume.name for volume in docker.volumes() if volume.driver.partition(":")[0] == NAME]
-    _docker(docker, "plugin", "disable", "--force", NAME)
+    if docker.ask("GET", f"/plugins/{NAME}/json").get("Enabled"):  # dockerd refuses to disable it twice
+        _docker(docker, "plugin", "disable", "--force", NAME)
     left = _forget(docker, names) if names else []
     _docker(docker, "plugin", "rm", "--force", NAME)
     print(f"removed; {', '.join(map(str, _HOST_DIRECTORIES))} and /etc/s3vol are left")
@@ -91,6 +92,8 @@ def _forget(docker: Docker, names: Sequence[str]) -> Sequence[str]:
             left.append(name)
         except NotFound:
             continue
+        except S3volError:  # the plugin must not stay on its empty registry
+            left.append(name)
     _docker(docker, "plugin", "disable", "--force", NAME)
     return left
 

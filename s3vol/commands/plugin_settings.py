@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -30,7 +31,8 @@ def choose(args: argparse.Namespace, root: Path) -> installation.Choice | None:
     source = args.registry
     if source is None and sys.stdin.isatty():
         print("Where shall the registry of volumes be, and the volumes made without a bucket? For example s3://volumes")
-        source = input("source: ").strip()
+        with contextlib.suppress(EOFError):  # Ctrl-D
+            source = input("source: ").strip()
     if not source:
         raise UsageError(
             "there are no settings yet: say where the registry of volumes is with --registry s3://BUCKET"

@@ -203,7 +203,7 @@ async def _rm(args: argparse.Namespace, settings: Settings, registry: BucketRegi
         removal.check_deletable(volume)
     await removal.check_free(volume, registry)
     if delete:
-        await _confirm(args, volume)
+        _confirm(args, volume)
     # What was asked for here is not written into the record: a removal that comes to nothing leaves it as it was.
     await removal.remove(volume, registry=registry)
     if delete:
@@ -222,11 +222,12 @@ async def _delete(args: argparse.Namespace, settings: Settings, registry: Bucket
         raise UsageError(f"volume {args.name}: its data is deleted already")
     removal.check_deletable(volume)
     await removal.check_free(volume, registry)
-    await _confirm(args, volume)
+    _confirm(args, volume)
     return await _delete_objects(volume, settings, registry)
 
 
-async def _confirm(args: argparse.Namespace, volume: Volume) -> None:
+def _confirm(args: argparse.Namespace, volume: Volume) -> None:
+    """Ask before something is deleted. Not in a thread, which Ctrl-C could not interrupt: nothing else goes on here."""
     if args.yes:
         return
     if not sys.stdin.isatty():
@@ -234,7 +235,11 @@ async def _confirm(args: argparse.Namespace, volume: Volume) -> None:
             f"volume {volume.name}: would delete all objects at {volume.source}; add --yes if that is meant"
         )
     question = f"All objects at {volume.source} will be deleted, for good. Type the volume's name to go on: "
-    if (await trio.to_thread.run_sync(input, question)).strip() != volume.name:
+    try:
+        said = input(question)
+    except EOFError:  # Ctrl-D
+        said = ""
+    if said.strip() != volume.name:
         raise UsageError(f"volume {volume.name}: nothing was done")
 
 

@@ -198,3 +198,25 @@ def test_a_mount_in_the_moment_of_a_removal_with_data_leaves_the_volume_as_it_wa
     monkeypatch.setattr(BucketRegistry, "remove", mounted_meanwhile)
     assert "mounted on n2" in volume("rm", "--data", "--yes", "web", status=2)
     assert json.loads(volume("inspect", "web"))["on_remove"] == before["on_remove"] == "retain"
+
+
+async def test_a_deletion_that_another_node_began_in_the_same_moment_is_not_given_up(site: Site) -> None:
+    first = site.node("n1")
+    made = await first.create(site.volume(on_remove="delete"))
+    await first.remove(made)
+    begun: list[str] = []
+
+    async def be_second() -> None:
+        if not begun:
+            begun.append("n1")
+            await first.begin_deletion(made)
+
+    async def fail_then() -> None:
+        if begun:
+            raise Unavailable("no answer")
+
+    second = site.node("n2", Hooked(Hooked(site.store(), "put", records.FOLDER, be_second), "list", "", fail_then))
+    with pytest.raises(Unavailable):
+        await removal.delete_objects(made, registry=second, settings=SETTINGS)
+    with pytest.raises(UsageError, match="its data was deleted"):  # n1 is deleting it
+        await first.undelete("web")

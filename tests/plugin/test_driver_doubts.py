@@ -140,3 +140,55 @@ async def test_a_volume_is_mounted_again_from_any_container_that_still_has_it(tm
         return
     with pytest.raises(S3volError, match="process 3 has ended"):
         await presence.put_back(WEB, users)
+
+
+async def test_a_removal_whose_time_ends_while_the_tombstone_is_on_its_way_is_undone(
+    tmp_path: Path, hurried: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path) as it:
+        it.registry.add(ERASED)
+        remove = it.registry.remove
+
+        async def arrive_late(removed: Volume) -> None:
+            await remove(removed)  # a store waits for the end of a change, and then is cancelled
+            await trio.sleep_forever()
+
+        monkeypatch.setattr(it.registry, "remove", arrive_late)
+        with pytest.raises(Unavailable, match="not removed within 45 s"):
+            await it.driver.remove(Request("tmp"))
+        assert (it.registry.bucket["tmp"].removed, it.deleted) == (False, [])
+
+
+async def test_a_removal_whose_answer_is_lost_is_undone(
+    tmp_path: Path, hurried: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path) as it:
+        it.registry.add(ERASED)
+        remove = it.registry.remove
+
+        async def lose_the_answer(removed: Volume) -> None:
+            await remove(removed)
+            raise Unavailable("no answer")
+
+        monkeypatch.setattr(it.registry, "remove", lose_the_answer)
+        with pytest.raises(Unavailable, match="no answer"):
+            await it.driver.remove(Request("tmp"))
+        assert (it.registry.bucket["tmp"].removed, it.deleted) == (False, [])
+
+
+async def test_a_removal_that_never_arrived_says_why_and_not_that_there_is_nothing_to_undo(
+    tmp_path: Path, hurried: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path) as it:
+        it.registry.add(ERASED)
+
+        async def refuse(_: object) -> Volume:
+            raise Unavailable("no answer")
+
+        async def nothing_there(name: str) -> Volume:
+            raise UsageError(f"volume {name}: is there, it was not removed")
+
+        monkeypatch.setattr(it.registry, "remove", refuse)
+        monkeypatch.setattr(it.registry, "undelete", nothing_there)
+        with pytest.raises(Unavailable, match="no answer"):
+            await it.driver.remove(Request("tmp"))

@@ -11,12 +11,13 @@ import pytest
 import trio
 
 from s3vol.errors import S3volError
-from s3vol.mounts import parse_table
+from s3vol.mounts import find_mount, parse_table
 from s3vol_plugin import heal
 from s3vol_plugin.base import Usage
 from s3vol_plugin.heal import make_plan
 from s3vol_plugin.invocation import label
 from s3vol_plugin.kernel import LinuxKernel
+from s3vol_plugin.presence import Presence
 from s3vol_plugin.process import mounting
 from s3vol_plugin.volume import Volume
 from tests.plugin.containers import Bind, Container
@@ -291,3 +292,50 @@ async def test_a_container_that_is_gone_is_one_line(rig: Rig) -> None:
     with pytest.raises(S3volError, match="No such file"):
         LinuxKernel().heal(Usage(2**22 - 1, "/d", "/", False), str(rig.point(volume)))
     await rig.workers.stop(volume, drain_s=DRAIN_S)
+
+
+def test_a_dead_mount_that_lies_on_a_live_one_is_still_to_be_taken_away() -> None:
+    begun = THEIRS.replace("101 100", "101 104") + "104 100 0:60 / /d rw,nosuid,nodev - fuse.s3vol s3vol:web rw\n"
+    made = make_plan(parse_table(OURS), parse_table(begun), POINT, "/d")
+    assert made is not None
+    assert made.dead.id == 101
+
+
+_CUT_SHORT = (
+    "import json, os, sys; from s3vol_plugin import heal; heal._detach = lambda *_: os._exit(9); "
+    "heal.heal(**json.load(sys.stdin))"
+)
+
+
+@pytest.mark.kernel
+async def test_a_healing_that_was_cut_short_is_ended_by_the_next_one(tmp_path: Path) -> None:
+    with rig_in(tmp_path) as node:
+        web, target = node.volume(), tmp_path / "c"
+        await node.start(web)
+        (node.point(web) / "f").write_text("x")
+        with Container(Bind(node.point(web), target)) as container:
+            await node.crash(web)
+            await node.start(web)
+            request = {"pid": container.pid, "path": str(target), "mountpoint": str(node.point(web))}
+            cut = [sys.executable, "-c", _CUT_SHORT]
+            done = await trio.run_process(cut, stdin=json.dumps(request).encode(), check=False)
+            assert done.returncode == 9
+            assert container.run("cat", f"{target}/f").returncode != 0
+            await trio.to_thread.run_sync(
+                LinuxKernel().heal, Usage(container.pid, str(target), "/", False), str(node.point(web))
+            )
+            assert container.shell(f"cat {target}/f") == "x"
+
+
+@pytest.mark.kernel
+async def test_another_volume_is_not_put_back_in_the_place_of_one(tmp_path: Path) -> None:
+    with rig_in(tmp_path) as node:
+        web, other, target = node.volume("web"), node.volume("other"), tmp_path / "c"
+        await node.start(other)
+        with Container(Bind(node.point(other), target)) as container:
+            reused = [Usage(container.pid, str(target), "/", read_only=False)]  # seen when the id was another process's
+            with pytest.raises(S3volError, match="another volume"):
+                await Presence(node.settings, LinuxKernel()).put_back(web, reused)
+            assert find_mount(str(node.point(web))) is None
+            container.shell(f"echo x > {target}/f")
+        assert (node.point(other) / "f").read_text() == "x\n"

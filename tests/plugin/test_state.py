@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from s3vol_plugin.state import Record, State, boot_id
 from tests.plugin.fakes import volume
 
 BOOT = boot_id()
+ERASED = volume("tmp", 2, on_remove="delete")
 WEB = volume("web", options={"cache-size": "2G"}, credentials="prod")
 USED = Record(WEB, refs={"c1": 2, "c2": 1}, dirty=True, heals=3)
 
@@ -142,3 +145,26 @@ def test_a_directory_that_cannot_be_used_is_said_in_one_line(tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="state-directory"):
         State(tmp_path / "file", BOOT)
+
+
+async def test_a_record_that_the_disk_cannot_read_is_put_aside_and_the_others_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = State(tmp_path, BOOT)
+    await state.save(Record(WEB))
+    await state.save(Record(ERASED))
+    opened = Path.open
+
+    def bad_block(path: Path, *args: Any, **named: Any) -> Any:
+        if path.name == f"{WEB.uuid}.json":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return opened(path, *args, **named)
+
+    monkeypatch.setattr(Path, "open", bad_block)
+    assert State(tmp_path, BOOT).all() == [Record(ERASED)]
+
+
+async def test_what_is_called_like_a_record_that_is_being_written_keeps_no_other_from_loading(tmp_path: Path) -> None:
+    await State(tmp_path, BOOT).save(Record(WEB))
+    (tmp_path / f"{ERASED.uuid}.new").mkdir()
+    assert State(tmp_path, BOOT).all() == [Record(WEB)]

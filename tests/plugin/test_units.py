@@ -14,7 +14,7 @@ import pytest
 
 from s3vol.cli import main
 from s3vol.errors import S3volError
-from s3vol_plugin import installation
+from s3vol_plugin import announce, installation
 from s3vol_plugin.installation import Choice, settings_text
 from tests.support.minio import required
 
@@ -150,3 +150,19 @@ def test_the_units_are_in_the_package() -> None:
 def test_the_first_settings_can_be_read_whatever_the_registry_is_called() -> None:
     source = "s3://bucket/\N{ROCKET}ü"
     assert tomllib.loads(settings_text(Choice(source)))["source"] == source
+
+
+_ODD_NAME = "open('/proc/self/comm', 'wb').write(b'\\xff\\xfe'); print('ready', flush=True); input()"
+
+
+def test_a_process_of_any_name_does_not_keep_the_engine_from_being_found() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _ODD_NAME], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as odd:
+        assert odd.stdout is not None
+        assert odd.stdout.readline() == "ready\n"
+        assert Path(f"/proc/{odd.pid}/comm").read_bytes() == b"\xff\xfe\n"
+        try:
+            assert announce.engine_runs() in (True, False)
+        finally:
+            odd.communicate("\n")

@@ -319,3 +319,25 @@ async def test_a_volume_that_is_let_go_while_the_node_speaks_is_not_said_to_be_h
         await it.upkeep.hold()
         assert [holder.node for holder in await it.registry.holders(other)] == ["here"]
         assert await it.registry.holders(WEB) == []  # another node may remove it
+
+
+async def test_a_volume_of_which_nothing_can_be_said_does_not_silence_the_others(
+    tmp_path: Path, hurried: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = volume("a", 1), volume("b", 2)
+    async with rig(tmp_path) as it:
+        it.registry.add(one, two)
+        for each in (one, two):
+            await it.state.save(Record(each, refs={"c1": 1}))
+            it.workers.run(each)
+        hold = it.registry.hold
+
+        async def refuse_one(held: Volume) -> None:
+            if held == one:
+                raise S3volError("access denied")
+            await hold(held)
+
+        monkeypatch.setattr(it.registry, "hold", refuse_one)
+        it.tasks.start_soon(it.upkeep.run)
+        await trio.sleep(10)
+        assert list(it.registry.held.get(two.uuid, {})) == ["here"]

@@ -273,3 +273,18 @@ def test_mount_points_that_are_not_utf_8_have_records(tmp_path: Path) -> None:
     mine = record(tmp_path, mountpoint=os.fsdecode(b"/mnt/\xff"))
     with runtime.registered(mine):
         assert runtime.find_record(mine.mountpoint, {"S3VOL_RUNTIME_DIR": mine.directory}) == mine
+
+
+async def test_a_control_socket_is_made_without_changing_what_other_threads_create(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks: list[int] = []
+    umask = os.umask
+
+    def note(mask: int) -> int:
+        masks.append(mask)
+        return umask(mask)
+
+    monkeypatch.setattr(os, "umask", note)
+    async with control.listen(tmp_path / "s"):
+        assert (stat.S_IMODE((tmp_path / "s").stat().st_mode), masks) == (0o600, [])
