@@ -138,7 +138,10 @@ class MountOptions:
     node: str = field(
         default=_host(),
         metadata=_about(
-            units.parse_label, "Contract", "Name of this machine in the names of conflict copies.", "the host name"
+            units.parse_label,
+            "Contract",
+            "Name of this machine in the names of conflict copies.",
+            "the host name to its first dot",
         ),
     )
     cache_dir: Path | None = field(

@@ -206,7 +206,10 @@ SETTINGS: Mapping[str, Option] = {
             "must be set",
         ),
         _text(
-            "node", "Name of this machine in the registry; different on all nodes.", "the host name", units.parse_label
+            "node",
+            "Name of this machine in the registry; different on all nodes.",
+            "the host name to its first dot",
+            units.parse_label,
         ),
         _text(
             "credentials",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 import trio
 
@@ -32,6 +33,8 @@ async def _export(source: Source, settings: IpfsSettings) -> Cid:
     blocks, cluster, connect = clients(settings)
     try:
         reader = await read_volume(blocks, cluster, source.bucket, connect=connect, timeout_s=settings.timeout_s)
+        for line in reader.warnings:
+            print(f"s3vol: warning: {line}", file=sys.stderr)  # the CID alone is what `ipfs get $(...)` reads
         return await reader.export(source.prefix)
     except NotFound as error:
         raise UsageError(f"source {source.url}: {error}") from None

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import httpx
 import trio
 
-from s3vol.errors import Denied, NotFound, Rejected, S3volError, Unavailable, UsageError
+from s3vol.errors import Corrupt, Denied, NotFound, Rejected, S3volError, Unavailable, UsageError
 from s3vol.store.ipfs.base import Peer, PeerStatus, Pin, PinOptions
 from s3vol.store.ipfs.cid import Cid, of_text, text
 from s3vol.store.ipfs.trailers import TrailerTransport
@@ -142,7 +142,7 @@ class ClusterPeer:
     async def records(self, prefix: str, *, timeout_s: float) -> Sequence[Pin]:
         """All records whose name begins with `prefix`."""
         rows = await self._stream("GET", "/allocations?filter=pin", timeout_s)
-        return [_pin(row) for row in rows if row["name"].startswith(prefix)]
+        return [_pin(row) for row in rows if row["name"].startswith(prefix) and _is_ours(row["cid"])]
 
     async def status(self, cid: Cid, *, timeout_s: float) -> Sequence[PeerStatus]:
         """What each peer says of a pin."""
@@ -219,6 +219,15 @@ def _value(body: bytes, what: str) -> Any:
         return json.loads(body)
     except ValueError:
         raise Unavailable(f"{what}: the answer is cut off, or no JSON: {body[:80]!r}") from None
+
+
+def _is_ours(word: str) -> bool:
+    """False for a pin of somebody else, who may give it any name: it has another form of CID."""
+    try:
+        of_text(word)
+    except Corrupt:
+        return False
+    return True
 
 
 def _pin(row: Mapping[str, Any]) -> Pin:

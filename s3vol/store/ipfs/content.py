@@ -109,11 +109,21 @@ def row_links(body: bytes) -> list[Cid]:
 
 def decode_row(cid: Cid, body_of: Callable[[Cid], bytes]) -> list[Piece]:
     """The pieces of a long row whose nodes are at hand. Raises Corrupt."""
+    return [piece for packed in packed_lists(cid, body_of) for piece in unpack(packed)]
+
+
+def packed_lists(cid: Cid, body_of: Callable[[Cid], bytes]) -> list[bytes]:
+    """The lists of a long row, each as it is packed. Raises Corrupt: nobody makes lists of lists of lists."""
     body = body_of(cid)
     links = row_links(body)
-    if links:
-        return [piece for link in links for piece in decode_row(link, body_of)]
-    packed = decode(body).get("pieces")
-    if not isinstance(packed, bytes) or len(packed) > LIST_PIECES * PIECE_BYTES:
+    if len(links) > LIST_PIECES:
+        raise Corrupt(f"a row of pieces has {len(links)} lists, at most {LIST_PIECES} are possible")
+    return [_packed(body_of(link)) for link in links] or [_packed(body)]
+
+
+def _packed(body: bytes) -> bytes:
+    plain = decode(body)
+    packed = plain.get("pieces") if isinstance(plain, dict) else None
+    if not isinstance(packed, bytes) or len(packed) % PIECE_BYTES or len(packed) > LIST_PIECES * PIECE_BYTES:
         raise Corrupt(f"a block of {len(body)} bytes is no row of pieces")
-    return unpack(packed)
+    return packed

@@ -17,11 +17,15 @@ from typing import Any, NamedTuple, TypeAlias
 
 from cbrrr import CID, decode_dag_cbor, encode_dag_cbor
 
+from s3vol import layout
 from s3vol.errors import Corrupt
 from s3vol.store.ipfs.cid import DIGEST_BYTES, Cid, known
 
 LENGTH_BYTES = 4
 PIECE_BYTES = DIGEST_BYTES + LENGTH_BYTES
+
+NUMBER_MAX = 1 << 62
+"""Of changes. Nobody counts so far, and dag-cbor has no integers of more than 64 bits."""
 
 
 class Dot(NamedTuple):
@@ -53,7 +57,12 @@ class Entry:
 
     def same_content(self, other: Entry) -> bool:
         """True when nothing would be lost by showing one of the two only."""
-        return (self.size, self.etag, self.content_type) == (other.size, other.etag, other.content_type)
+        return self._content == other._content
+
+    @property
+    def _content(self) -> tuple[object, ...]:
+        # A name of a hard link is an empty object: its content is where its link says.
+        return self.size, self.etag, self.content_type, self.metadata.get(layout.LINK)
 
 
 Entries: TypeAlias = tuple[Entry, ...]
@@ -101,8 +110,10 @@ def from_plain(plain: Any) -> Entry:
         raise Corrupt(f"an entry of the tree is damaged: {plain!r:.100}")
     if not all(isinstance(count, int) for count in (number, size, modified_s)):
         raise Corrupt(f"an entry of the tree is damaged: {plain!r:.100}")
+    if not 0 <= number <= NUMBER_MAX or size < 0:
+        raise Corrupt(f"an entry of the tree is damaged: {plain!r:.100}")
     listed = isinstance(pieces, CID)
-    if not listed and not isinstance(pieces, bytes):
+    if not listed and not (isinstance(pieces, bytes) and len(pieces) % PIECE_BYTES == 0):
         raise Corrupt(f"an entry of the tree is damaged: {plain!r:.100}")
     held = known(pieces.cid_bytes) if isinstance(pieces, CID) else pieces
     return Entry(Dot(number, writer), size, etag, modified_s, content_type, metadata, held, listed)

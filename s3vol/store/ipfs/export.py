@@ -11,7 +11,7 @@ What UnixFS has no words for is left out (owners, xattrs, devices); a hard link 
 from __future__ import annotations
 
 import stat as kinds
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from s3vol import layout
 from s3vol.errors import NotFound
@@ -31,11 +31,14 @@ _ALL = 1 << 62
 
 
 class Reader:
-    """A volume that is only looked at."""
+    """A volume that is only looked at. `warnings` name writers whose newest files may be missing."""
 
-    def __init__(self, blocks: Blocks, volume: Volume, fetcher: Fetcher, *, timeout_s: float) -> None:
+    def __init__(
+        self, blocks: Blocks, volume: Volume, fetcher: Fetcher, warnings: Sequence[str], *, timeout_s: float
+    ) -> None:
         self._blocks = blocks
         self.volume = volume
+        self.warnings = warnings
         self._fetcher = fetcher
         self._timeout_s = timeout_s
 
@@ -57,7 +60,7 @@ class Reader:
         listed = self.volume.fold(prefix, delimiter=True, after=prefix, limit=_ALL)
         names: dict[str, Made] = {}
         for name, entry in listed:
-            if name == layout.RESERVED:
+            if name == layout.RESERVED or not layout.is_path(name):  # s3vol makes none, and no mount shows them
                 continue
             made = await self._file(builder, entry) if entry else await self.make(builder, name.rstrip("/"))
             if made is not None:
@@ -93,10 +96,7 @@ def _stat(entry: Entry | None) -> Stat:
     """Mode and time as the volume's metadata have them."""
     if entry is None or not (mode := _mode(entry)):
         return Stat()
-    seconds, _, fraction = entry.metadata.get("mtime", "").partition(".")
-    if not seconds.isdigit():
-        return Stat(mode)
-    return Stat(mode, int(seconds) * 10**9 + int(fraction.ljust(9, "0")[:9] or 0))
+    return Stat(mode, layout.parse_ns(entry.metadata.get("mtime", "")))
 
 
 async def read_volume(
@@ -107,11 +107,12 @@ async def read_volume(
     fetcher = Fetcher(blocks, lambda cid: None, timeout_s=timeout_s)
     nodes = Nodes()
     volume = Volume(nodes, states.nothing(nodes), _READER, 0)
-    refresher = Refresher(name, volume, heads, fetcher, lambda commit: None, {})
+    warnings: dict[str, str] = {}
+    refresher = Refresher(name, volume, heads, fetcher, lambda commit: None, warnings)
     try:
         await refresher.refresh()
     finally:
         await heads.aclose()
     if not heads.known:
         raise NotFound(f"ipfs://{name}: nobody has published a volume of this name in this cluster")
-    return Reader(blocks, volume, fetcher, timeout_s=timeout_s)
+    return Reader(blocks, volume, fetcher, tuple(warnings.values()), timeout_s=timeout_s)

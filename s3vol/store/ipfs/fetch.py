@@ -14,7 +14,7 @@ import trio
 
 from s3vol.errors import Corrupt
 from s3vol.store.ipfs.base import Blocks
-from s3vol.store.ipfs.cid import Cid, check, text
+from s3vol.store.ipfs.cid import Cid, check, is_node, text
 from s3vol.store.ipfs.content import row_links
 from s3vol.store.ipfs.entry import decode
 from s3vol.store.ipfs.nodes import Nodes, below, parse
@@ -81,6 +81,8 @@ class Fetcher:
         found: dict[Cid, bytes] = {}
         waiting = {root}
         while waiting := {cid for cid in waiting if cid not in nodes and cid not in found}:
+            if not all(map(is_node, waiting)):
+                raise Corrupt(f"tree {text(root)}: bytes of a file are linked where a node should be")
             came = await self.many(waiting)
             for cid, body in came.items():
                 _check_order(cid, body)

@@ -99,11 +99,11 @@ class Heads:
         self._url = url
         self._timeout_s = timeout_s
         self._known: dict[str, Head] = {}
+        self._wrong: dict[str, Cid] = {}
         self._clients: dict[str, Cluster] = {}
         self._silent_until_s: dict[str, float] = {}
         self._scan_s = scan_s
         self._scanned_at_s = -math.inf
-        self._placed: set[str] = set()
 
     @property
     def known(self) -> Mapping[str, Head]:
@@ -118,9 +118,8 @@ class Heads:
     async def post(self, writer: str, sequence: int, commit: Cid | None) -> None:
         """Say what our head is. Everything that it links must be pinned."""
         block = register_block(self._volume, writer)
-        if writer not in self._placed:
+        if not await self._blocks.has(block.cid, timeout_s=self._timeout_s):  # or no more: the register was removed
             await self._blocks.load([block], block.cid, timeout_s=self._timeout_s)
-            self._placed.add(writer)
         told = {"commit": text(commit) if commit else "", "sequence": str(sequence), "url": self._url}
         metadata = {name: value for name, value in told.items() if value}
         options = PinOptions(head_prefix(self._volume) + writer, metadata)
@@ -206,10 +205,21 @@ class Heads:
         return kept
 
     def _note(self, head: Head) -> None:
-        """Registers only rise: what is lower comes from somebody who does not know better."""
+        """Registers only rise: what is lower comes from somebody who does not know better.
+
+        Not so below one that leads to something wrong: nobody knows who wrote its number.
+        """
         known = self._known.get(head.writer)
-        if known is None or known.sequence <= head.sequence:
+        if known is None or known.sequence <= head.sequence or known.commit == self._wrong.get(head.writer):
             self._known[head.writer] = head
+
+    def distrust(self, writer: str, commit: Cid) -> None:
+        """This commit was looked at and is wrong: any other register of the writer is better."""
+        self._wrong[writer] = commit
+
+    def trust(self, writer: str) -> None:
+        """What the register leads to can be read, or the register is gone."""
+        self._wrong.pop(writer, None)
 
     async def aclose(self) -> None:
         """Close the clients that were made here."""

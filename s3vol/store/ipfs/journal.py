@@ -112,6 +112,7 @@ class Loaded:
     intent: Published | None = None
     number: int = 0  # the greatest number of a change that may have been published
     segments_made: int = 0
+    segments_proven: int = 0  # up to this number they had the replicas that were asked for
     register_lost: bool = False  # the cluster knows less than was published
     base: Published | None = None  # what the changes were made on top of
     changes: list[tuple[int, str, Entry | Cid | None]] = field(default_factory=list)
@@ -225,8 +226,9 @@ def _load(connection: sqlite3.Connection, path: Path, volume: str, node: str) ->
     facts = {str(name): bytes(value) for name, value in rows("SELECT name, value FROM facts")}
     if not facts:
         facts = {"volume": volume.encode(), "schema": b"%d" % SCHEMA_VERSION, "writer": new_writer(node).encode()}
-        with connection:
-            connection.executemany("INSERT INTO facts VALUES (?, ?)", facts.items())
+        connection.execute("BEGIN")  # all or none: a journal without a writer is nobody's
+        connection.executemany("INSERT INTO facts VALUES (?, ?)", facts.items())
+        connection.execute("COMMIT")
     if facts.get("volume") != volume.encode() or facts.get("schema") != b"%d" % SCHEMA_VERSION:
         raise UsageError(f"{path}: belongs to another volume or another version of s3vol; use another --cache-dir")
     loaded = Loaded(facts["writer"].decode())
@@ -234,6 +236,7 @@ def _load(connection: sqlite3.Connection, path: Path, volume: str, node: str) ->
     loaded.intent = _published(facts.get("intent"))
     loaded.number = int(facts.get("number", b"0"))
     loaded.segments_made = int(facts.get("segments", b"0"))
+    loaded.segments_proven = int(facts.get("proven", b"0"))
     for id, name, entry in rows("SELECT id, name, entry FROM changes ORDER BY id"):
         loaded.changes.append((id, name, _change(name, entry)))
     loaded.blocks = [Block(known(cid), body) for cid, body in rows("SELECT cid, body FROM blocks")]
@@ -275,7 +278,7 @@ def new_identity(writer: str) -> list[Statement]:
     """Go on as another writer: what the old one published is somebody else's."""
     return [
         put_fact("writer", writer.encode()),
-        ("DELETE FROM facts WHERE name IN ('published', 'intent', 'segments')", ()),
+        ("DELETE FROM facts WHERE name IN ('published', 'intent', 'segments', 'proven')", ()),
         ("DELETE FROM segments", ()),
         ("DELETE FROM commits", ()),
     ]

@@ -137,6 +137,12 @@ class Nodes:
         """What a block links: the other blocks of its row, children, rows of pieces."""
         return below(self._bodies[cid])
 
+    def drop(self, cids: Iterable[Cid]) -> None:
+        """Forget these."""
+        for cid in cids:
+            self._bodies.pop(cid, None)
+        self._node.cache_clear()
+
     def drop_all_but(self, live: set[Cid]) -> None:
         """Forget the others."""
         self._bodies = {cid: body for cid, body in self._bodies.items() if cid in live or cid == self.empty}
@@ -166,7 +172,11 @@ def parse(body: bytes) -> tuple[int, list[Item], list[Cid]]:
 
 
 def _value(value: Any) -> Value:
-    return known(value.cid_bytes) if isinstance(value, CID) else tuple(from_plain(plain) for plain in value)
+    if isinstance(value, CID):
+        return known(value.cid_bytes)
+    if not value:
+        raise Corrupt("a key of the tree has nothing at it")
+    return tuple(from_plain(plain) for plain in value)
 
 
 def _links(items: Iterable[Item]) -> Iterator[Cid]:

@@ -4,7 +4,8 @@ Theory of operation. Three things may disagree after a crash: what the journal s
 about to be (the intent), and what the register says. The register has the intent: it was published. It has less: the
 intent may still arrive, so its numbers are not used again, and the next publication is made above all of them. It has
 more than the journal knows: this journal is an old copy, and going on with it would use numbers twice; it goes on as a
-new writer, and what the old one published is merged like anybody's.
+new writer, and what the old one published is merged like anybody's. So does a clone of a machine, whose intent has
+the number of what the other one published: the register has another commit then.
 
 Then the published state is loaded from Kubo, where it is pinned, the changes of the journal are made again on top, and
 only then other heads are merged: what others did meanwhile was not known to whoever made those changes.
@@ -21,12 +22,12 @@ from types import MappingProxyType
 
 import trio
 
-from s3vol.errors import S3volError
+from s3vol.errors import Corrupt, S3volError, Unavailable
 from s3vol.store.base import Capabilities
 from s3vol.store.ipfs import state as states
 from s3vol.store.ipfs.base import EVERYWHERE, Blocks, Cluster
 from s3vol.store.ipfs.fetch import Fetcher
-from s3vol.store.ipfs.heads import SCAN_S, Connect, Heads
+from s3vol.store.ipfs.heads import SCAN_S, Connect, Head, Heads
 from s3vol.store.ipfs.journal import Journal, Loaded, Published, new_identity, new_writer, put_fact
 from s3vol.store.ipfs.nodes import Nodes
 from s3vol.store.ipfs.publish import Publisher
@@ -93,6 +94,7 @@ class OpenVolume:
             publisher.wanted = trio.Event()
             try:
                 await self.parts.refresher.refresh()
+                await publisher.look()
                 await publisher.publish()
             except S3volError as error:  # what is not published is in the journal; `sync` tells who waits for it
                 self.health.count("ipfs.publish_failures")
@@ -154,16 +156,24 @@ async def _agree(loaded: Loaded, heads: Heads, journal: Journal, settings: Volum
     register = await heads.own(loaded.writer)
     told = register.sequence if register else 0
     known = max((one.sequence for one in (loaded.published, loaded.intent) if one), default=0)
-    if told > known:
+    if told > known or (register and _is_anothers(register, loaded)):
         writer = new_writer(settings.node)
         await journal.write(*new_identity(writer))
-        base = loaded.intent if loaded.intent and loaded.intent.sequence == known else loaded.published
-        return replace(loaded, writer=writer, base=base, published=None, intent=None, segments=[], commits=[])
+        # Not the intent: its number may stand for other changes in what the register leads to, and would hide them.
+        return replace(loaded, writer=writer, published=None, intent=None, segments=[], commits=[])
     if loaded.intent and told == loaded.intent.sequence:
         # The next intent replaces this one, and collection removes what was published before.
         await journal.write(put_fact("published", loaded.intent))
         return replace(loaded, published=loaded.intent, base=loaded.intent)
     return replace(loaded, register_lost=loaded.published is not None and told < loaded.published.sequence)
+
+
+def _is_anothers(register: Head, loaded: Loaded) -> bool:
+    """True when it has what this journal never made: a clone of this machine has published under our name."""
+    made = {commit.cid for commit in loaded.commits}
+    made |= {one.commit for one in (loaded.published, loaded.intent) if one}
+    agreed = loaded.published.sequence if loaded.published else 0
+    return register.sequence > agreed and register.commit not in made
 
 
 async def _build(
@@ -188,7 +198,14 @@ async def _build(
     await segments.recover()
     fetcher = Fetcher(blocks, segments.staged, timeout_s=settings.timeout_s)
     nodes = Nodes()
-    state = await _load_state(loaded.base, fetcher, nodes)
+    try:
+        state = await _load_state(loaded.base, fetcher, nodes)
+    except (Unavailable, Corrupt):
+        if loaded.published is not None:
+            raise
+        # The base of an old copy, which its writer has collected since. The changes are then made on nothing.
+        loaded = replace(loaded, base=None)
+        state = states.nothing(nodes)
     volume = Volume(nodes, state, loaded.writer, loaded.number)
     volume.on_conflicts = partial(_say, health)
     heads_fetcher = Fetcher(blocks, segments.staged, timeout_s=settings.head_timeout_s)

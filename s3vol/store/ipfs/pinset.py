@@ -84,7 +84,6 @@ class PinsetStore:
         self._timeout_s = timeout_s
         self._spread_s = spread_s
         self._now_ns = now_ns
-        self._placed: set[str] = set()  # keys whose block this node's Kubo has
         self._changing = trio.Lock()  # guards a condition, from its check to the second look
 
     @property
@@ -146,21 +145,17 @@ class PinsetStore:
             },
         )
         async with self._changing:
-            await self._place(key)
+            # Each time: since the last one another node may have removed the object, and a collection the block.
+            block = object_block(self._name, key)
+            await self._blocks.load([block], block.cid, timeout_s=self._timeout_s)
             if condition != ANY:
                 found = await self._read(key)
                 rules.decide(key, condition, found[0].etag if found else None)
-            await self._cluster.pin(object_block(self._name, key).cid, options, timeout_s=self._timeout_s)
+            await self._cluster.pin(block.cid, options, timeout_s=self._timeout_s)
             if condition != ANY:
                 await trio.sleep(self._spread_s)
                 await self._look_again(key, options)
         return rules.md5_etag(body)
-
-    async def _place(self, key: str) -> None:
-        if key not in self._placed:
-            block = object_block(self._name, key)
-            await self._blocks.load([block], block.cid, timeout_s=self._timeout_s)
-            self._placed.add(key)
 
     async def _look_again(self, key: str, written: PinOptions) -> None:
         pin = await self._cluster.record(object_block(self._name, key).cid, timeout_s=self._timeout_s)
@@ -170,7 +165,6 @@ class PinsetStore:
     async def delete(self, key: str) -> None:
         """See Store.delete. A write of another node in the same moment wins."""
         async with self._changing:
-            self._placed.discard(key)
             await self._cluster.unpin(object_block(self._name, key).cid, timeout_s=self._timeout_s)
 
     async def list(

@@ -128,6 +128,16 @@ class Publisher:
             await self._heads.post(self._keeping.writer, 0, None)
             self._known_at_s = trio.current_time() + self._heads.seen_s
 
+    async def look(self) -> None:
+        """Let the next publication post anew what the register does not say any more. Raises Unavailable.
+
+        A post that was given up may be done later, after the next one; and anybody may remove a record.
+        """
+        async with self._lock:  # else a post may come between the question and what it is compared with
+            register = await self._heads.own(self._keeping.writer)
+            if self.published and (register is None or register.sequence < self.published.sequence):
+                self._lost = True
+
     async def replay(self, loaded: Loaded, merge: Callable[[Cid], Awaitable[None]]) -> None:
         """Make the changes of the journal again, on top of the base. In between, the merges that were made in between.
 

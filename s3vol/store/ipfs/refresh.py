@@ -27,6 +27,7 @@ from collections.abc import Callable, Collection
 import trio
 
 from s3vol.errors import Corrupt, Unavailable
+from s3vol.store.ipfs import tree
 from s3vol.store.ipfs.cid import Cid, text
 from s3vol.store.ipfs.fetch import Fetcher
 from s3vol.store.ipfs.heads import Heads
@@ -63,6 +64,7 @@ class Refresher:
         self._bad: dict[str, Cid] = {}
         self._warnings = warnings
         self._begun = 0
+        self._ended = 0  # the last round that looked at everything: not one that failed or was cancelled
         self._lock = trio.Lock()  # held for a round
 
     @property
@@ -79,15 +81,17 @@ class Refresher:
         """Return when all that can be seen elsewhere is merged. Raises Unavailable."""
         seen = self._begun
         async with self._lock:
-            if self._begun > seen:  # a round began after this call, and has ended
+            if self._ended > seen:  # a round began after this call, and has ended
                 return
             self._begun += 1
+            this = self._begun
             heads = await self._heads.read(self._volume.writer)
             for gone in self._later.keys() - {head.writer for head in heads}:
                 self._release(gone)
             for head in heads:
                 if head.commit is not None and self._merged.get(head.writer) != head.commit:
                     await self._try(head.writer, head.commit)
+            self._ended = this
 
     async def _try(self, writer: str, commit: Cid) -> None:
         if self._bad.get(writer, commit) != commit:  # a new head: the old one's trouble is not its own
@@ -114,6 +118,7 @@ class Refresher:
         """There is no trouble with this writer, or no such writer any more."""
         self._later.pop(writer, None)
         self._bad.pop(writer, None)
+        self._heads.trust(writer)
         self._warnings.pop(_subject(writer), None)
 
     def _quarantine(self, writer: str, commit: Cid, error: Corrupt) -> None:
@@ -121,6 +126,7 @@ class Refresher:
         if self._bad.get(writer) == commit:
             return
         self._bad[writer] = commit
+        self._heads.distrust(writer, commit)
         line = (
             f"the head of {writer} (commit {text(commit)}) cannot be read, what it published before is shown: {error}; "
             f"`s3vol fsck ipfs://{self._name}` looks at all of it"
@@ -140,9 +146,16 @@ class Refresher:
             return
         self._volume.adopting += 1
         try:
-            bodies = await self._fetcher.tree(state.tree, self._volume.nodes)
-            for body in bodies.values():
-                self._volume.nodes.keep(body)
+            nodes = self._volume.nodes
+            bodies = await self._fetcher.tree(state.tree, nodes)
+            fresh = {cid for cid in bodies if cid not in nodes}  # a change of ours may have made some meanwhile
+            for cid in fresh:
+                nodes.keep(bodies[cid])
+            try:
+                tree.check(nodes, state.tree, fresh)
+            except Corrupt:
+                nodes.drop(fresh)  # what is held was checked: only so the next merge need not look at it again
+                raise
             self._volume.merge(state)
             if not again:
                 self._note(commit)

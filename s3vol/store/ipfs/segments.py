@@ -99,7 +99,11 @@ class Segments:
             if segment.dead_at_s is None and segment.step != INTENDED
             for digest in segment.digests
         }
-        self._unproven: list[Cid] = []
+        self._unproven = [
+            segment.cid
+            for segment in sorted(loaded.segments, key=lambda segment: segment.number)
+            if segment.number > loaded.segments_proven and segment.dead_at_s is None and segment.step != INTENDED
+        ]
         self._reserved: dict[int, set[bytes]] = {}
         self._importing: Cid | None = None
         self._going: set[Cid] = set()  # being removed: no more to be pinned
@@ -114,6 +118,12 @@ class Segments:
         """These have the replicas that were asked for."""
         done = set(cids)
         self._unproven = [cid for cid in self._unproven if cid not in done]
+        # One number is enough to remember: segments are imported one after the other.
+        left = [self._all[cid].number - 1 for cid in self._unproven]
+        told = left or [self._all[cid].number for cid in done if cid in self._all]
+        if told:
+            upto = min(told) if left else max(told)
+            self._journal.queue(put_fact("proven", b"%d" % upto))
 
     @property
     def all(self) -> Mapping[Cid, Segment]:
@@ -286,6 +296,7 @@ class Segments:
 
     def _forget(self, segment: Segment) -> None:
         self._all.pop(segment.cid, None)
+        self._unproven = [cid for cid in self._unproven if cid != segment.cid]  # it will never have replicas
         self._unlink(segment)
 
     def _unlink(self, segment: Segment) -> None:

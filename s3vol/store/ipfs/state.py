@@ -27,7 +27,7 @@ from cbrrr import CID
 from s3vol.errors import Corrupt
 from s3vol.store.ipfs import tree
 from s3vol.store.ipfs.cid import Cid, known
-from s3vol.store.ipfs.entry import Dot, Entries, Entry, decode, encode
+from s3vol.store.ipfs.entry import NUMBER_MAX, Dot, Entries, Entry, decode, encode
 from s3vol.store.ipfs.nodes import Nodes
 
 FORMAT = 1
@@ -114,9 +114,13 @@ def decode_root(body: bytes, volume: str) -> State:
     """The state of a root. Raises Corrupt."""
     plain = _fields(body, "root", volume)
     clock = plain.get("clock")
-    if not isinstance(clock, dict) or not all(isinstance(number, int) for number in clock.values()):
+    if not isinstance(clock, dict) or not all(_is_number(number) for number in clock.values()):
         raise Corrupt(f"volume {volume}: a root without a clock")
     return State(_link(plain.get("tree"), volume), MappingProxyType(dict(clock)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value <= NUMBER_MAX
 
 
 def encode_commit(commit: Commit) -> bytes:

@@ -14,12 +14,13 @@ Rejected: a hash map over the keys, which is simpler (a listing needs order).
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from s3vol.errors import Corrupt
 from s3vol.store.ipfs.cid import Cid
+from s3vol.store.ipfs.content import packed_lists
 from s3vol.store.ipfs.entry import Entries
 from s3vol.store.ipfs.nodes import Item, Node, Nodes, Value, ends_row, reach
 
@@ -211,9 +212,27 @@ def _entries(nodes: Nodes, leaves: set[Cid]) -> dict[str, Entries]:
     return found
 
 
-def check(nodes: Nodes, root: Cid) -> int:
-    """Walk a tree that came from elsewhere; returns its keys. Raises Corrupt unless it is in order."""
-    keys = [key for key, _ in scan(nodes, root)]
-    if any(a >= b for a, b in pairwise(keys)):
-        raise Corrupt("the tree is damaged: its keys are not in order")
-    return len(keys)
+def check(nodes: Nodes, root: Cid, fresh: Container[Cid]) -> None:
+    """Raise Corrupt unless a tree that came from elsewhere has the form of one; `fresh` has the blocks that came.
+
+    Of what was here already, and is in order, only the edge is looked at that adjoins a fresh row: so the cost is that
+    of the difference.
+    """
+    waiting: list[tuple[Cid, int, str | None, str | None]] = [(root, _levels(nodes, root, root), None, None)]
+    while waiting:
+        cid, level, after, last = waiting.pop()
+        node = nodes.get(cid)
+        if node.level != level or (not node.keys and (level or last is not None)):
+            raise Corrupt(f"the tree is damaged: a row of level {node.level} is where one of level {level} should be")
+        if last is not None and node.keys[-1] != last:
+            raise Corrupt("the tree is damaged: a row ends at another key than the row above says")
+        if any(a >= b for a, b in pairwise(node.keys)) or (after is not None and node.keys and node.keys[0] <= after):
+            raise Corrupt("the tree is damaged: its keys are not in order")
+        looked_at = len(node.keys) if cid in fresh else min(len(node.keys), 1)
+        for at in range(looked_at):
+            if level:
+                waiting.append((node.child(at), level - 1, node.keys[at - 1] if at else after, node.keys[at]))
+            elif cid in fresh:
+                for entry in node.entries(at):
+                    if entry.listed:
+                        packed_lists(Cid(entry.pieces), nodes.body)
