@@ -16,6 +16,7 @@ import pytest
 from s3vol.commands import plugin_managed
 from s3vol.errors import S3volError
 from tests.plugin.fake_docker import answering
+from tests.support.minio import wait_for
 
 _DOCKER = """\
 #!/bin/sh
@@ -86,6 +87,8 @@ def test_an_interrupt_ends_a_question_at_once_and_nothing_is_deleted(tmp_path: P
             while b"to go on: " not in said:
                 said += os.read(asking.stdout.fileno(), 4096)
             if key == "Ctrl-C":
+                stat = Path(f"/proc/{asking.pid}/stat")  # a signal between the question and read(2) is noticed after it
+                wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S", 30, "the read")
                 asking.send_signal(signal.SIGINT)
             else:
                 os.write(terminal, b"\x04")
