@@ -71,24 +71,6 @@ def test_a_notification_that_is_stuck_at_the_end_leaves_no_dead_mount(tmp_path: 
                 process.kill()
 
 
-def test_a_forced_unmount_ends_whoever_waits_for_an_answer(node: Node) -> None:
-    """With and without sysfs, which containers often lack."""
-    here = node.mount("memory:")
-    (here.path / "f").write_bytes(b"x")
-    os.kill(here.pid, signal.SIGSTOP)
-    with subprocess.Popen(["cat", str(here.path / "f")], stderr=subprocess.DEVNULL) as reader:
-        try:
-            stat = Path(f"/proc/{reader.pid}/stat")
-            wait_for(lambda: stat.read_text().split()[1:3] in (["(cat)", "S"], ["(cat)", "D"]), 30, "who waits")
-            done = node.run("umount", "--force", "--drain-timeout", "1s", str(here.path), timeout_s=60)
-            assert done.returncode == 3, done.stderr
-            assert reader.wait(20) != 0
-        finally:
-            reader.kill()
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(here.pid, signal.SIGCONT)
-
-
 def cut_off(mount: mounts.Mount) -> None:
     """Abort a connection, also where nobody has mounted its control directory: else a failed test cannot be killed."""
     script = f"mount -t fusectl none {mount.connection.parent}; echo 1 > {mount.connection}/abort"
@@ -152,20 +134,26 @@ def test_a_mount_command_that_is_terminated_mounts_nothing_later(minio: Minio, b
 # Other mounts and links.
 
 
-def test_a_mount_that_hangs_is_shown_and_ended_by_a_link_to_it_too(node: Node) -> None:
+def test_a_mount_that_hangs_is_shown_and_ended_by_a_link_to_it_too_with_all_who_wait_for_it(node: Node) -> None:
     here = node.mount("memory:")
+    (here.path / "f").write_bytes(b"x")
     link = node.folder / "link"
     link.symlink_to("mnt/")
     os.kill(here.pid, signal.SIGSTOP)
-    try:
-        values = json.loads(node.check("status", "--json", str(link), timeout_s=20))
-        assert values["state"] == "silent"
-        done = node.run("umount", "--force", "--drain-timeout", "1s", str(link), timeout_s=60)
-        assert done.returncode == 3, done.stderr
-        assert not mounts.find_mount(str(here.path))
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(here.pid, signal.SIGCONT)
+    with subprocess.Popen(["cat", str(here.path / "f")], stderr=subprocess.DEVNULL) as reader:
+        try:
+            stat = Path(f"/proc/{reader.pid}/stat")
+            wait_for(lambda: stat.read_text().split()[1:3] in (["(cat)", "S"], ["(cat)", "D"]), 30, "who waits")
+            values = json.loads(node.check("status", "--json", str(link), timeout_s=20))
+            assert values["state"] == "silent"
+            done = node.run("umount", "--force", "--drain-timeout", "1s", str(link), timeout_s=60)
+            assert done.returncode == 3, done.stderr
+            assert not mounts.find_mount(str(here.path))
+            assert reader.wait(20) != 0
+        finally:
+            reader.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(here.pid, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("how", [(), ("--force",)])
