@@ -90,7 +90,10 @@ class Objects:
         """
         found = await self.head(key)
         if found is not None and layout.is_tombstone(found):
-            await self.await_absent(key)
+            try:
+                await self.await_absent(key)
+            except PosixError as error:  # EEXIST: somebody has made it anew
+                raise PreconditionFailed(f"{key}: it is another by now") from error
             found = None
         if (None if found is None else found.metadata or {}) != known:
             raise PreconditionFailed(f"{key}: the directory has other attributes by now")

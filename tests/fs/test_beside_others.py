@@ -9,10 +9,18 @@ import stat
 import pytest
 import trio
 
+from s3vol import layout
 from s3vol.errors import Unavailable
 from s3vol.fs import listing
 from s3vol.types import AttrChange, Fh
 from tests.fs.rig import USER, Foreign, Node, fails
+
+
+async def both_are_there(node: Node) -> None:
+    """The mode and the owner that two have given to one directory."""
+    await node.remount()
+    shown = await node.stat("d")
+    assert (stat.S_IMODE(shown.mode), shown.uid) == (0o700, 5)
 
 
 async def test_a_chown_of_a_directory_does_not_undo_a_chmod_that_another_node_has_just_made(a: Node, b: Node) -> None:
@@ -20,9 +28,7 @@ async def test_a_chown_of_a_directory_does_not_undo_a_chmod_that_another_node_ha
     await b.stat("d")
     await a.setattr("d", mode=0o700)
     await b.setattr("d", uid=5)
-    await a.remount()
-    shown = await a.stat("d")
-    assert (stat.S_IMODE(shown.mode), shown.uid) == (0o700, 5)
+    await both_are_there(a)
 
 
 async def test_a_chown_of_a_directory_does_not_undo_a_chmod_of_another_tool(a: Node, foreign: Foreign) -> None:
@@ -30,9 +36,7 @@ async def test_a_chown_of_a_directory_does_not_undo_a_chmod_of_another_tool(a: N
     assert stat.S_IMODE((await a.stat("d")).mode) == 0o755
     await foreign.put("d/", mode="16832")
     await a.setattr("d", uid=5)
-    await a.remount()
-    shown = await a.stat("d")
-    assert (stat.S_IMODE(shown.mode), shown.uid) == (0o700, 5)
+    await both_are_there(a)
 
 
 async def test_attributes_of_a_directory_without_a_marker_are_added_to_those_another_node_makes(
@@ -42,9 +46,25 @@ async def test_attributes_of_a_directory_without_a_marker_are_added_to_those_ano
     await b.stat("d")
     await a.setattr("d", mode=0o700)
     await b.setattr("d", uid=5)
-    await a.remount()
-    shown = await a.stat("d")
-    assert (stat.S_IMODE(shown.mode), shown.uid) == (0o700, 5)
+    await both_are_there(a)
+
+
+async def test_a_directory_whose_marker_another_node_is_just_replacing_is_changed_on_top_of_the_new_one(
+    a: Node, foreign: Foreign
+) -> None:
+    await foreign.put("d/", mode="16877")
+    await a.stat("d")
+    await foreign.put("d/", b"renamed away", **{layout.TOMBSTONE: "1"})
+    async with trio.open_nursery() as nursery:
+        gate = a.controls.hold("head")
+        nursery.start_soon(lambda: a.setattr("d", uid=5))
+        await gate.entered.wait()
+        again = a.controls.hold("head")
+        gate.open()
+        await again.entered.wait()
+        await foreign.put("d/", mode="16832")
+        again.open()
+    await both_are_there(a)
 
 
 async def test_two_nodes_that_change_a_directory_at_once_both_have_their_way(a: Node, b: Node) -> None:
@@ -56,9 +76,7 @@ async def test_two_nodes_that_change_a_directory_at_once_both_have_their_way(a: 
         await gate.entered.wait()
         await a.setattr("d", mode=0o700)
         gate.open()
-    await a.remount()
-    shown = await a.stat("d")
-    assert (stat.S_IMODE(shown.mode), shown.uid) == (0o700, 5)
+    await both_are_there(a)
 
 
 async def test_an_xattr_that_a_directory_has_no_room_for_is_not_there_afterwards(a: Node) -> None:

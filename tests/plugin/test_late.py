@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 
 import pytest
@@ -16,6 +16,21 @@ from s3vol.store.memory import MemoryStore
 from s3vol_plugin.late import LateStore
 
 
+def opens(made: Callable[[], Store], open_now: list[Store]) -> Callable[[], AbstractAsyncContextManager[Store]]:
+    """Opens a new store each time; `open_now` has those that are not closed."""
+
+    @asynccontextmanager
+    async def opening() -> AsyncIterator[Store]:
+        store = made()
+        open_now.append(store)
+        try:
+            yield store
+        finally:
+            open_now.remove(store)
+
+    return opening
+
+
 async def test_a_registry_whose_calls_are_refused_does_not_pile_up_stores() -> None:
     open_now: list[Store] = []
 
@@ -24,16 +39,7 @@ async def test_a_registry_whose_calls_are_refused_does_not_pile_up_stores() -> N
             await trio.lowlevel.checkpoint()
             raise Denied("access denied")
 
-    @asynccontextmanager
-    async def opening() -> AsyncIterator[Store]:
-        store = Refusing()
-        open_now.append(store)
-        try:
-            yield store
-        finally:
-            open_now.remove(store)
-
-    store = LateStore("s3://bucket/", opening)
+    store = LateStore("s3://bucket/", opens(Refusing, open_now))
     for _ in range(20):
         with pytest.raises(Denied):
             await store.delete("k")
@@ -51,16 +57,7 @@ async def test_a_store_that_is_replaced_is_closed_when_its_last_call_has_ended()
             await go_on.wait()
             assert self in open_now
 
-    @asynccontextmanager
-    async def opening() -> AsyncIterator[Store]:
-        store = Slow()
-        open_now.append(store)
-        try:
-            yield store
-        finally:
-            open_now.remove(store)
-
-    store = LateStore("s3://bucket/", opening)
+    store = LateStore("s3://bucket/", opens(Slow, open_now))
     async with trio.open_nursery() as nursery:
         for _ in range(2):
             nursery.start_soon(store.delete, "k")
