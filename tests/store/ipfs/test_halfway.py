@@ -42,6 +42,19 @@ async def _fail_next_import(volume: OpenVolume, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(volume.blocks, "load", fail)
 
 
+async def write_what_was_collected(swarm: Swarm, one: OpenVolume, two: OpenVolume, clock: Clock) -> None:
+    """The second writer's file goes, with its blocks, everywhere; then the first one writes the same bytes."""
+    await two.view().delete("of two")
+    for _ in range(3):
+        await exchange(one, two)
+        clock.now_s += RETENTION_S + 1
+        await collect(two, clock)
+    for node in swarm.network.nodes:
+        swarm.network.collect(node)
+    await write(one.view(), "of one", "content")
+    await one.view().sync()
+
+
 async def test_a_part_that_fails_half_way_leaves_no_block_that_others_take_for_written(
     swarm: Swarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,15 +134,7 @@ async def test_a_segment_whose_import_failed_is_never_taken_for_one_that_holds_b
             clock.now_s += RETENTION_S + 1
             await collect(one, clock)
             await exchange(one, two)
-        await two.view().delete("of two")
-        for _ in range(3):
-            await exchange(one, two)
-            clock.now_s += RETENTION_S + 1
-            await collect(two, clock)
-        for node in swarm.network.nodes:
-            swarm.network.collect(node)
-        await write(one.view(), "of one", "content")
-        await one.view().sync()
+        await write_what_was_collected(swarm, one, two, clock)
     async with swarm.opened() as (one, two):
         assert await everything(one.view()) == {"of one": "content"}
 
@@ -199,15 +204,7 @@ async def test_a_segment_whose_removal_failed_half_way_is_not_relied_on_again(
     with suppress(Unavailable):
         await collect(one, clock)
     monkeypatch.undo()
-    await two.view().delete("of two")
-    for _ in range(3):
-        await exchange(one, two)
-        clock.now_s += RETENTION_S + 1
-        await collect(two, clock)
-    for node in swarm.network.nodes:
-        swarm.network.collect(node)
-    await write(one.view(), "of one", "content")
-    await one.view().sync()
+    await write_what_was_collected(swarm, one, two, clock)
     await one.aclose()
     await two.aclose()
     async with swarm.opened() as (one, two):
