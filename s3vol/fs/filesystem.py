@@ -42,6 +42,7 @@ from s3vol.fs.objects import Objects
 from s3vol.fs.orphans import Orphans
 from s3vol.fs.removal import Removal
 from s3vol.fs.rename import Rename
+from s3vol.fs.sweep import Sweep
 from s3vol.fs.tree import TreeRename
 from s3vol.fs.upkeep import Upkeep
 from s3vol.store.base import Buffer, Store
@@ -76,7 +77,7 @@ class S3Fs:
         orphans = Orphans(mount, objects)
         self._files = FileIO(mount, coherence, orphans)
         self._linking = linking = Linking(mount, objects, coherence, finder, self._files, orphans, links)
-        removal = Removal(mount, objects, coherence, finder, orphans, linking)
+        removal = Removal(mount, objects, coherence, finder, orphans, linking, Sweep(mount, objects, lister))
         tree = TreeRename(mount, objects, coherence, removal, links)
         renaming = LinkRename(mount, objects, links, linking)
         self._namespace = Namespace(mount, objects, coherence, finder, self._files)

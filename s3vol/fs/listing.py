@@ -68,10 +68,10 @@ class Lister:
             directory.huge = listing.cursor is not None
         return listing
 
-    async def window(self, directory: Inode, path: str) -> Listing:
+    async def window(self, directory: Inode, path: str, *, rows: int = WINDOW_ROWS) -> Listing:
         """The names from `path` on: a page that says whether `path` (no trailing `/`) is there, if it covers it."""
         # S3 lists what comes after a key. One character less is before `path`, and nearly always close to it.
-        listing = await self._list(directory, start_after=path[:-1], limit=WINDOW_ROWS)
+        listing = await self._list(directory, start_after=path[:-1], limit=rows)
         directory.ascending = 0
         return listing
 

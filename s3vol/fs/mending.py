@@ -34,6 +34,7 @@ from s3vol.fs.numbers import Numbers
 from s3vol.fs.objects import Objects
 from s3vol.fs.orphans import Orphans
 from s3vol.fs.removal import Removal
+from s3vol.fs.sweep import Sweep
 from s3vol.fs.tree import TreeRename
 from s3vol.parallel import for_each
 from s3vol.store.base import Page, Store, Upload, matches
@@ -133,10 +134,11 @@ class Mender:
         self._objects = objects = Objects(store, settings, mount.health)
         self._links = links = Links(mount, objects)
         coherence = Coherence(mount, objects, links)
-        finder = Finder(mount, objects, coherence, Lister(mount, objects, coherence), links)
+        lister = Lister(mount, objects, coherence)
+        finder = Finder(mount, objects, coherence, lister, links)
         orphans = Orphans(mount, objects)
         linking = Linking(mount, objects, coherence, finder, FileIO(mount, coherence, orphans), orphans, links)
-        removal = Removal(mount, objects, coherence, finder, orphans, linking)
+        removal = Removal(mount, objects, coherence, finder, orphans, linking, Sweep(mount, objects, lister))
         self._tree = TreeRename(mount, objects, coherence, removal, links)
 
     async def mend(self, findings: Sequence[Finding]) -> list[S3volError]:

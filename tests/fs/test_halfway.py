@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 from s3vol.errors import PosixError, S3volError, Unavailable
+from s3vol.fs.sweep import LOOK_AGE_S
 from s3vol.store.fault import FaultStore, Gate, _Fault
 from s3vol.store.memory import MemoryBucket, MemoryStore
 from s3vol.store.retry import RetryStore
@@ -71,6 +72,7 @@ async def test_an_unlink_does_not_take_a_tombstone_away_whose_delete_is_still_to
 ) -> None:
     await b.write("f", b"old")
     await a.read("f")
+    await trio.sleep(2 * LOOK_AGE_S)
     gate = b.controls.hold("delete")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(b.rename, "f", "g")
