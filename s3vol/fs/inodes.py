@@ -72,6 +72,7 @@ class Inode:
     touched_ns: int = 0  # newest change of entries made here; kept in memory only
     changed_s: float = -inf  # when this node made or removed an entry last
     listed_s: float = -inf  # when a listing of it began last
+    names: int = 0  # on the first page of that
     singles: int = 0  # names found one by one since then
     misses: int = 0  # names asked for one by one that were not there, since then
     huge: bool = False  # its first page did not cover all of it

@@ -65,7 +65,7 @@ class Lister:
         listing = await self._list(directory, cursor=cursor, start_after=start_after, limit=PAGE_ROWS)
         if cursor is None and start_after is None:
             directory.listed_s, directory.singles, directory.misses = listing.ask.at_s, 0, 0
-            directory.huge = listing.cursor is not None
+            directory.huge, directory.names = listing.cursor is not None, len(listing.rows)
         return listing
 
     async def window(self, directory: Inode, path: str, *, rows: int = WINDOW_ROWS) -> Listing:

@@ -7,6 +7,8 @@ import os
 import stat
 
 import pytest
+import trio
+import trio.testing
 
 from s3vol import layout
 from s3vol.errors import Unavailable
@@ -204,6 +206,21 @@ async def test_lookups_in_an_unknown_directory_cost_one_listing(a: Node, b: Node
         await b.stat(f"f{number}")
     calls = b.controls.calls
     assert (calls["list"], calls["head"]) == (1, 1)  # the head is for the root's attributes
+
+
+@pytest.mark.parametrize(("names", "questions"), [(10, 2), (100, 8)])
+async def test_a_second_walk_by_names_lists_a_small_directory_soon(
+    a: Node, b: Node, autojump_clock: trio.testing.MockClock, names: int, questions: int
+) -> None:
+    for number in range(names):
+        await a.write(f"f{number}", b"x")
+    await b.names()
+    parent = await b.parent("f0")
+    await trio.sleep(5)
+    before = b.controls.calls.copy()
+    for number in range(names):
+        await b.fs.lookup(parent[0], b"f%d" % number)
+    assert b.controls.calls - before == {"list": questions}
 
 
 async def test_absence_is_asked_for_each_time_and_a_create_uses_the_lookups_answer(a: Node) -> None:
