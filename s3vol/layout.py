@@ -242,6 +242,14 @@ def visible_key(key: str, meta: Mapping[str, str]) -> str:
     return path if is_path(path) and not is_reserved(path) else f"hard-link-{link_id}"
 
 
+def says_the_same(headers: Mapping[str, str], others: Mapping[str, str]) -> bool:
+    """True when two objects differ in nothing but when, and by which write, they got their headers."""
+    passing = {NONCE, "ctime"}
+    return {n: v for n, v in headers.items() if n not in passing} == {
+        n: v for n, v in others.items() if n not in passing
+    }
+
+
 def without_nonce(meta: Mapping[str, str]) -> dict[str, str]:
     """Metadata as a content carries it: what the next publish keeps."""
     return {name: value for name, value in meta.items() if name != NONCE}

@@ -6,6 +6,10 @@ file, the change goes along with the publish that its close will bring. A direct
 those of its marker, which is made when there is none; the root's are in an object of our own.
 
 Memory is changed and the content told in one step without an await, so that two concurrent changes add up.
+
+What changes nothing is not published: `chown -R` at the start of a container would write every object anew, and with
+its version void what all nodes have of it in their caches. That nothing changes is seen on what the bucket said after
+the call began. The new ctime is in memory only.
 """
 
 from __future__ import annotations
@@ -100,7 +104,6 @@ class Changes:
             return
         with_close = content.state is State.DIRTY and not inode.committing and mount.handles.writer(inode, content)
         before, headers = inode.posix(), inode.metadata
-        self._coherence.changed(inode)
         apply()
         try:
             metadata = self._coherence.encode(inode, content.metadata if kept is None else kept)
@@ -108,6 +111,10 @@ class Changes:
             inode.set_posix(before)
             inode.metadata = headers
             raise
+        if content.state is State.CLEAN and layout.says_the_same(metadata, content.metadata):
+            inode.metadata = headers
+            return
+        self._coherence.changed(inode)
         mount.cache.set_metadata(content, metadata, explicit_times=inode.explicit_times)
         inode.metadata, inode.unpushed = metadata, False
         if not with_close:

@@ -99,6 +99,8 @@ class Objects:
             raise PreconditionFailed(f"{key}: the directory has other attributes by now")
         if found is None:
             return await self.put(key, b"", metadata, content_type=DIRECTORY_TYPE, condition=ABSENT)
+        if layout.says_the_same(metadata, found.metadata or {}):
+            return found
         if not found.size:
             return await self.put(key, b"", metadata, content_type=DIRECTORY_TYPE)
         try:

@@ -134,6 +134,44 @@ async def test_every_change_of_attributes_moves_ctime(a: Node) -> None:
     assert (await a.setattr("f", mode=0o600)).ctime_ns > before
 
 
+@pytest.mark.parametrize("name", ["f", "d"])
+async def test_a_change_that_changes_nothing_writes_nothing(a: Node, foreign: Foreign, name: str) -> None:
+    await a.write("f", b"abc")
+    await a.mkdir("d", 0o755)
+    await a.setattr(name, uid=7, gid=8, mode=0o644, mtime_ns=5 * S)
+    ino = (await a.stat(name)).ino
+    await a.fs.setxattr(ino, b"user.x", b"1")
+    key = "f" if name == "f" else "d/"
+    before, puts, ctime_ns = await foreign.store.head(key), a.controls.calls["put"], (await a.stat(name)).ctime_ns
+    shown = await a.setattr(name, uid=7, gid=8)
+    assert shown.ctime_ns > ctime_ns
+    assert (await a.fs.getattr(ino)).attr.ctime_ns == shown.ctime_ns
+    await a.setattr(name, mode=0o644)
+    await a.setattr(name, mtime_ns=5 * S)
+    await a.fs.setxattr(ino, b"user.x", b"1")
+    assert a.controls.calls["put"] == puts
+    assert await foreign.store.head(key) == before
+
+
+async def test_an_owner_that_only_the_mount_supplies_is_written_when_it_is_set(a: Node, foreign: Foreign) -> None:
+    await foreign.put("f", b"abc")
+    shown = await a.stat("f")
+    await a.setattr("f", uid=shown.uid)
+    metadata = (await foreign.store.head("f")).metadata or {}
+    assert metadata["uid"] == str(shown.uid)
+
+
+@pytest.mark.parametrize("name", ["f", "d"])
+async def test_what_another_node_has_just_changed_is_changed_back(a: Node, b: Node, name: str) -> None:
+    await a.write("f", b"abc")
+    await a.mkdir("d", 0o755)
+    await a.setattr(name, mode=0o640)
+    await b.setattr(name, mode=0o600)
+    await a.setattr(name, mode=0o640)  # which is what it still believes
+    await b.remount()
+    assert stat.S_IMODE((await b.stat(name)).mode) == 0o640
+
+
 async def test_headers_of_other_tools_stay_with_the_file(a: Node, foreign: Foreign) -> None:
     await foreign.put("f", b"abc", colour="red")
     await a.setattr("f", mode=0o600)
