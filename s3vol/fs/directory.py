@@ -27,6 +27,7 @@ from s3vol.fs.inodes import Inode
 from s3vol.fs.links import Links
 from s3vol.fs.listing import Lister
 from s3vol.fs.lookup import Finder, Found
+from s3vol.fs.walkahead import WalkAhead
 from s3vol.types import Fh, Ino, ObjectInfo
 
 REPLY_ROWS = 64  # the kernel asks with one page of memory, which 30 rows with attributes fill
@@ -36,12 +37,15 @@ FULL_ROWS = 4 * REPLY_ROWS  # behind the cursor rows keep their attributes so fa
 class Directories:
     """Open directories of one mount. The kernel calls readdir on one handle one at a time."""
 
-    def __init__(self, mount: Mount, coherence: Coherence, finder: Finder, lister: Lister, links: Links) -> None:
+    def __init__(
+        self, mount: Mount, coherence: Coherence, finder: Finder, lister: Lister, links: Links, ahead: WalkAhead
+    ) -> None:
         self._mount = mount
         self._coherence = coherence
         self._finder = finder
         self._lister = lister
         self._links = links
+        self._ahead = ahead
 
     async def open(self, ino: Ino) -> Fh:
         """ENOTDIR, ESTALE."""
@@ -113,7 +117,10 @@ class Directories:
     async def _next_page(self, handle: DirHandle) -> None:
         prefix, last = handle.prefix, handle.last
         after = last if handle.store_cursor is None else None
-        page = await self._lister.page(handle.inode, handle.store_cursor, start_after=after)
+        if handle.store_cursor is None and last is None:
+            page = await self._ahead.first_page(handle.inode)
+        else:
+            page = await self._lister.page(handle.inode, handle.store_cursor, start_after=after)
         cut = len(handle.local) if page.last is None else bisect.bisect_right(handle.local, page.last)
         local = handle.local[:cut]
         # A store that is asked for what comes after `a/` shows `a/` again, for the keys below it.

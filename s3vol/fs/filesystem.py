@@ -35,6 +35,7 @@ from s3vol.fs.linking import Linking
 from s3vol.fs.linkrename import LinkRename
 from s3vol.fs.links import Links
 from s3vol.fs.listing import Lister
+from s3vol.fs.looks import Looks
 from s3vol.fs.lookup import Finder
 from s3vol.fs.namespace import Namespace
 from s3vol.fs.numbers import Numbers
@@ -42,9 +43,9 @@ from s3vol.fs.objects import Objects
 from s3vol.fs.orphans import Orphans
 from s3vol.fs.removal import Removal
 from s3vol.fs.rename import Rename
-from s3vol.fs.sweep import Sweep
 from s3vol.fs.tree import TreeRename
 from s3vol.fs.upkeep import Upkeep
+from s3vol.fs.walkahead import WalkAhead
 from s3vol.store.base import Buffer, Store
 from s3vol.types import ROOT_INO, AttrChange, Caller, Event, Fh, Health, Ino
 
@@ -77,14 +78,15 @@ class S3Fs:
         orphans = Orphans(mount, objects)
         self._files = FileIO(mount, coherence, orphans)
         self._linking = linking = Linking(mount, objects, coherence, finder, self._files, orphans, links)
-        removal = Removal(mount, objects, coherence, finder, orphans, linking, Sweep(mount, objects, lister))
+        removal = Removal(mount, objects, coherence, finder, orphans, linking, Looks(mount, objects, lister))
         tree = TreeRename(mount, objects, coherence, removal, links)
         renaming = LinkRename(mount, objects, links, linking)
         self._namespace = Namespace(mount, objects, coherence, finder, self._files)
         self._removal = removal
         self._rename = Rename(mount, objects, coherence, finder, self._files, orphans, removal, renaming, tree)
         self._changes = Changes(mount, coherence, self._files)
-        self._directories = Directories(mount, coherence, finder, lister, links)
+        self._ahead = WalkAhead(mount, lister)
+        self._directories = Directories(mount, coherence, finder, lister, links, self._ahead)
         self._upkeep = Upkeep(mount, self._files, orphans, self._rename, tree, links)
 
     # The life of the mount
@@ -94,8 +96,10 @@ class S3Fs:
         await self._upkeep.start()
 
     async def run(self) -> None:
-        """Sweep in the background until cancelled."""
-        await self._upkeep.run()
+        """List ahead, and sweep, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._ahead.run)
+            nursery.start_soon(self._upkeep.run)
 
     # Names
 

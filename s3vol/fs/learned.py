@@ -43,6 +43,12 @@ class Ask:
         """True when this node changed `key` since the request began."""
         return key in self.keys or any(key.startswith(tree) for tree in self.trees)
 
+    def concerns(self, prefix: str) -> bool:
+        """True when this node changed anything below `prefix` (which ends in `/`) since the request began."""
+        if any(key.startswith(prefix) for key in self.keys):
+            return True
+        return any(tree.startswith(prefix) or prefix.startswith(tree) for tree in self.trees)
+
 
 class Learned:
     """Facts by key (directories end in `/`). Used on the event loop only; no method awaits."""

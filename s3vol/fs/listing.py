@@ -62,26 +62,34 @@ class Lister:
 
     async def page(self, directory: Inode, cursor: str | None, *, start_after: str | None = None) -> Listing:
         """The page at `cursor` (None: the first, or the first behind a key)."""
-        listing = await self._list(directory, cursor=cursor, start_after=start_after, limit=PAGE_ROWS)
+        listing = await self._list(_key(directory), cursor=cursor, start_after=start_after, limit=PAGE_ROWS)
         if cursor is None and start_after is None:
-            directory.listed_s, directory.singles, directory.misses = listing.ask.at_s, 0, 0
-            directory.huge, directory.names = listing.cursor is not None, len(listing.rows)
+            self.note(directory, listing)
         return listing
+
+    async def ahead(self, key: str) -> Listing:
+        """The first page of a directory that nobody has asked for yet; `note` is due when somebody does."""
+        return await self._list(key, limit=PAGE_ROWS)
+
+    def note(self, directory: Inode, listing: Listing) -> None:
+        """Keep in the directory's inode what its first page says of it. No await."""
+        directory.listed_s, directory.singles, directory.misses = listing.ask.at_s, 0, 0
+        directory.huge, directory.names = listing.cursor is not None, len(listing.rows)
+        marker = listing.marker
+        if marker is not None and directory is not self._mount.inodes.root and not listing.ask.stale(marker.key):
+            self._coherence.adopt_directory(directory, marker, listing.ask.at_s)
 
     async def window(self, directory: Inode, path: str, *, rows: int = WINDOW_ROWS) -> Listing:
         """The names from `path` on: a page that says whether `path` (no trailing `/`) is there, if it covers it."""
         # S3 lists what comes after a key. One character less is before `path`, and nearly always close to it.
-        listing = await self._list(directory, start_after=path[:-1], limit=rows)
+        listing = await self._list(_key(directory), start_after=path[:-1], limit=rows)
         directory.ascending = 0
         return listing
 
     async def _list(
-        self, directory: Inode, *, cursor: str | None = None, start_after: str | None = None, limit: int
+        self, prefix: str, *, cursor: str | None = None, start_after: str | None = None, limit: int
     ) -> Listing:
         mount = self._mount
-        if directory.key is None:
-            raise PosixError(errno.ESTALE, directory.was)
-        prefix = directory.key
         with mount.learned.asking() as ask:
             # What is pending now may be published in the background before the reply is here: memory knows better.
             ask.keys.update(content.key for content in mount.cache.pending())
@@ -99,7 +107,7 @@ class Lister:
         ]
         rows.sort(key=lambda row: row.key)
         marker = next((info for info in objects if info.key == prefix), None)
-        self._learn(directory, rows, marker, ask)
+        self._learn(rows, marker, ask)
         last = max((*(info.key for info in page.objects), *page.prefixes), default=prefix)
         end = None if page.next_cursor is None else last
         return Listing(tuple(rows), marker, ask, end, page.next_cursor, buried)
@@ -145,7 +153,7 @@ class Lister:
         buried = frozenset(key for key, info in found.items() if layout.is_tombstone(info))
         return [info for key, info in found.items() if key not in buried], buried
 
-    def _learn(self, directory: Inode, rows: list[Row], marker: ObjectInfo | None, ask: Ask) -> None:
+    def _learn(self, rows: list[Row], marker: ObjectInfo | None, ask: Ask) -> None:
         """Keep what the page says. No await."""
         mount = self._mount
         for row in rows:
@@ -158,7 +166,8 @@ class Lister:
                     self._coherence.adopt(inode, row.info, ask.at_s)
                 else:
                     self._coherence.vanish(inode)
-        if marker is not None and directory is not mount.inodes.root and not ask.stale(marker.key):
+        directory = None if marker is None else mount.inodes.at(marker.key)
+        if marker is not None and directory not in (None, mount.inodes.root) and not ask.stale(marker.key):
             self._coherence.adopt_directory(directory, marker, ask.at_s)
 
     def _folder(self, key: str, ask: Ask) -> Row:
@@ -187,6 +196,13 @@ class Lister:
         if key not in foreign and len(foreign) < FOREIGN_MAX:
             foreign.add(key)
             self._mount.health.count("foreign_keys")
+
+
+def _key(directory: Inode) -> str:
+    """PosixError(ESTALE) when it has no name any more."""
+    if directory.key is None:
+        raise PosixError(errno.ESTALE, directory.was)
+    return directory.key
 
 
 def _same(known: ObjectInfo, listed: ObjectInfo) -> bool:

@@ -29,12 +29,12 @@ from s3vol.fs.linking import Linking, new_id
 from s3vol.fs.linkrecord import Record
 from s3vol.fs.links import Links
 from s3vol.fs.listing import Lister
+from s3vol.fs.looks import Looks
 from s3vol.fs.lookup import Finder
 from s3vol.fs.numbers import Numbers
 from s3vol.fs.objects import Objects
 from s3vol.fs.orphans import Orphans
 from s3vol.fs.removal import Removal
-from s3vol.fs.sweep import Sweep
 from s3vol.fs.tree import TreeRename
 from s3vol.parallel import for_each
 from s3vol.store.base import Page, Store, Upload, matches
@@ -138,7 +138,7 @@ class Mender:
         finder = Finder(mount, objects, coherence, lister, links)
         orphans = Orphans(mount, objects)
         linking = Linking(mount, objects, coherence, finder, FileIO(mount, coherence, orphans), orphans, links)
-        removal = Removal(mount, objects, coherence, finder, orphans, linking, Sweep(mount, objects, lister))
+        removal = Removal(mount, objects, coherence, finder, orphans, linking, Looks(mount, objects, lister))
         self._tree = TreeRename(mount, objects, coherence, removal, links)
 
     async def mend(self, findings: Sequence[Finding]) -> list[S3volError]:

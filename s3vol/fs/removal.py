@@ -2,7 +2,7 @@
 
 Theory of operation. Pending content is discarded (uploads aborted, publishes in flight waited for), then the object is
 deleted; what open handles still read is kept first (orphans.py). S3's DELETE knows no condition: of a publish by
-another node in the same moment either one is last, as with any unlink. What is there is looked at first (sweep.py).
+another node in the same moment either one is last, as with any unlink. What is there is looked at first (looks.py).
 
 A directory that exists only because keys begin with its name would vanish with its last file: it gets a marker first.
 rmdir asks the bucket, tombstones do not count, and it removes those that were left behind, since a key below a prefix
@@ -21,10 +21,10 @@ from s3vol.fs.coherence import Coherence
 from s3vol.fs.context import Mount
 from s3vol.fs.inodes import Inode
 from s3vol.fs.linking import Linking, bodies
+from s3vol.fs.looks import Looks
 from s3vol.fs.lookup import Finder, Found
 from s3vol.fs.objects import Objects
 from s3vol.fs.orphans import Orphans
-from s3vol.fs.sweep import Sweep
 from s3vol.types import Ino
 
 
@@ -39,7 +39,7 @@ class Removal:
         finder: Finder,
         orphans: Orphans,
         linking: Linking,
-        sweep: Sweep,
+        looks: Looks,
     ) -> None:
         self._mount = mount
         self._objects = objects
@@ -47,7 +47,7 @@ class Removal:
         self._finder = finder
         self._orphans = orphans
         self._linking = linking
-        self._sweep = sweep
+        self._looks = looks
 
     async def unlink(self, parent: Ino, name: bytes) -> None:
         """ENOENT, EISDIR, EROFS."""
@@ -93,7 +93,7 @@ class Removal:
             hit(Point.UNLINK_BEFORE_DELETE)
             # Not the tombstone of another node's rename: its DELETE is still to come, and would hit who creates now.
             # Nor what is gone by now: ours would hit who creates next.
-            if await self._sweep.is_ours(directory, found):
+            if await self._looks.is_ours(directory, found):
                 await mount.store.delete(path)
             hit(Point.UNLINK_AFTER_DELETE)
         elif inode is not None:

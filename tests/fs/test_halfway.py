@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from s3vol.errors import PosixError, S3volError, Unavailable
-from s3vol.fs.sweep import LOOK_AGE_S
+from s3vol.fs.looks import LOOK_AGE_S
 from s3vol.store.fault import FaultStore, Gate, _Fault
 from s3vol.store.memory import MemoryBucket, MemoryStore
 from s3vol.store.retry import RetryStore

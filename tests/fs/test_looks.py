@@ -10,7 +10,7 @@ import trio.testing
 
 from s3vol import layout
 from s3vol.errors import PosixError
-from s3vol.fs.sweep import PATIENCE, ROWS, SINGLES, WORTH, Run
+from s3vol.fs.looks import PATIENCE, ROWS, SINGLES, WORTH, Run
 from s3vol.store.base import ANY, FILE_TYPE
 from s3vol.store.memory import MemoryBucket
 from tests.fs.conftest import Nodes

@@ -55,7 +55,7 @@ class Run:
         return True
 
 
-class Sweep:
+class Looks:
     """Looks for one mount. Concurrent calls are independent."""
 
     def __init__(self, mount: Mount, objects: Objects, lister: Lister) -> None:
