@@ -11,9 +11,10 @@ from s3vol.cache.background import Background
 from s3vol.cache.base import CacheSettings
 from s3vol.cache.bodies import Shelf
 from s3vol.cache.budget import ByteBudget
+from s3vol.cache.cachedir import CacheDirectory
 from s3vol.cache.conflict import ConflictKeeper
 from s3vol.cache.content import CachedContent
-from s3vol.cache.disk import CacheDirectory, DataFiles
+from s3vol.cache.disk import DataFiles
 from s3vol.cache.fetch import Fetcher
 from s3vol.cache.guard import Guard
 from s3vol.cache.journal import Journal

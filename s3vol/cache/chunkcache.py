@@ -26,8 +26,9 @@ import trio
 from s3vol.cache import records
 from s3vol.cache.assembly import Parts, assemble
 from s3vol.cache.base import CacheSettings, CacheStatus, Content, State
+from s3vol.cache.cachedir import CacheDirectory, boot_id
 from s3vol.cache.content import CachedContent
-from s3vol.cache.disk import CacheDirectory, DataFiles, boot_id
+from s3vol.cache.disk import DataFiles
 from s3vol.cache.journal import Journal
 from s3vol.cache.replay import replay
 from s3vol.errors import Conflict, NoSpace, PosixError, PreconditionFailed, S3volError, UsageError

@@ -1,9 +1,4 @@
-"""The cache directory: the only code that touches it (but for SQLite's own files).
-
-Layout: `lock` (flock, holds the pid of the user), `journal.db`, `data/<content id in hex>` one sparse file per content,
-`quarantine/` what a corrupt journal record leaves behind. Mode 0700; a directory of another user, one that others
-can replace, and one that holds something else are refused. No symbolic link is followed to it or inside; SQLite, which
-follows them, finds none.
+"""The data files of the cache directory (cache/cachedir.py): the only code that touches them.
 
 Theory of operation. Reads try `preadv(RWF_NOWAIT)` on the event loop: 1 µs when the bytes are in the page cache, and an
 honest "would block" otherwise, upon which a thread reads. tmpfs does not know the flag and never blocks. Writes go to
@@ -26,143 +21,36 @@ write small and read again), mmap (a full disk is SIGBUS).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import resource
-import stat
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import trio
 
+from s3vol.cache.cachedir import CacheDirectory, translate
 from s3vol.cache.direct import PAGE_BYTES, DirectReader, DirectWriter
 from s3vol.cache.extents import Range
-from s3vol.errors import Corrupt, NoSpace, PosixError, S3volError, UsageError
+from s3vol.errors import Corrupt
 from s3vol.store.base import Buffer
 from s3vol.types import MIB
 
 PIECE_BYTES = MIB  # at most this much is copied to the page cache without giving the event loop a turn
 _FALLOC_KEEP_SIZE = 1  # linux/falloc.h
 _FALLOC_PUNCH_HOLE = 2
-_FILES = {"lock", "journal.db", "journal.db-wal", "journal.db-shm", "journal.db-journal"}
-_FOLDERS = {"data", "quarantine"}
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-_libc.syncfs.argtypes = [ctypes.c_int]
-
-
-def boot_id() -> str:
-    """Changes with each boot of the kernel; "" when unknown."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _translate(error: OSError, what: str) -> S3volError:
-    if error.errno in _FULL:
-        return NoSpace(f"{what}: {error.strerror}")
-    return PosixError(error.errno or errno.EIO, what)
 
 
 def _fallocate(fd: int, mode: int, start: int, length: int) -> None:
     if _libc.fallocate(fd, mode, start, length) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
-
-
-class CacheDirectory:
-    """The locked directory. Blocking; made and closed in a thread."""
-
-    def __init__(self, path: Path) -> None:
-        """Create it if needed, check it and lock it. Raises UsageError naming the directory and the way out."""
-        self.path = path
-        try:
-            for folder in (path.parent, path):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            raise UsageError(f"cache directory {path}: {error.strerror}; use another --cache-dir") from None
-        try:
-            self._check()
-            self._lock_fd = self._lock()
-            for name in ("data", "quarantine"):
-                if name not in os.listdir(self.fd):
-                    os.mkdir(name, 0o700, dir_fd=self.fd)
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            self.data_fd = os.open("data", flags, dir_fd=self.fd)
-            self.quarantine_fd = os.open("quarantine", flags, dir_fd=self.fd)
-            os.fsync(self.fd)
-        except OSError as error:
-            os.close(self.fd)
-            raise UsageError(f"cache directory {path}: {error.strerror}; use another --cache-dir") from None
-        except UsageError:
-            os.close(self.fd)
-            raise
-
-    def _check(self) -> None:
-        info = os.fstat(self.fd)
-        if info.st_uid != os.geteuid():
-            raise UsageError(f"cache directory {self.path} belongs to uid {info.st_uid}; use another --cache-dir")
-        above = self.path.parent.stat()
-        if above.st_mode & stat.S_IWOTH and not above.st_mode & stat.S_ISVTX:
-            raise UsageError(
-                f"cache directory {self.path}: everybody can replace it; `chmod o-w {self.path.parent}`, "
-                "or use another --cache-dir"
-            )
-        if stat.S_IMODE(info.st_mode) != 0o700:
-            os.fchmod(self.fd, 0o700)  # nobody else puts something into it from here on
-        names = set(os.listdir(self.fd))
-        foreign = names - _FILES - _FOLDERS
-        if foreign:
-            raise UsageError(
-                f"cache directory {self.path} is no cache of s3vol (it holds {min(foreign)!r}); use another --cache-dir"
-            )
-        for name in names:
-            self._check_entry(name)
-
-    def _check_entry(self, name: str) -> None:
-        info = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
-        right_kind = stat.S_ISDIR if name in _FOLDERS else stat.S_ISREG
-        if not right_kind(info.st_mode) or info.st_uid != os.geteuid():
-            what = "a symbolic link" if stat.S_ISLNK(info.st_mode) else "not what s3vol made"
-            raise UsageError(f"cache directory {self.path}: {name} in it is {what}; use another --cache-dir")
-
-    def _lock(self) -> int:
-        fd = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(fd)
-            raise UsageError(
-                f"cache directory {self.path} is in use by process {holder}; stop it or use another --cache-dir"
-            ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        return fd
-
-    def sync_file_system(self) -> None:
-        """Force everything below to the disk (syncfs)."""
-        if _libc.syncfs(self.fd) != 0:
-            raise _translate(OSError(ctypes.get_errno(), "syncfs"), str(self.path))
-
-    def free_bytes(self) -> int:
-        """What a user may still write to this disk. About 1 µs."""
-        info = os.fstatvfs(self.fd)
-        return info.f_bavail * info.f_frsize
-
-    def close(self) -> None:
-        """Unlock."""
-        for fd in (self._lock_fd, self.data_fd, self.quarantine_fd, self.fd):
-            os.close(fd)
 
 
 @dataclass(slots=True)
@@ -196,7 +84,7 @@ class DataFiles:
         """What the file takes on the disk."""
         return self._blocks.get(content_id, 0)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _pin(self, content_id: int) -> Iterator[int]:
         entry = self._open.get(content_id)
         if entry is None:
@@ -219,7 +107,7 @@ class DataFiles:
         except FileNotFoundError:
             raise Corrupt(f"{self._dir.path}/data/{content_id:x} is gone: was the cache directory cleaned?") from None
         except OSError as error:
-            raise _translate(error, f"{self._dir.path}/data/{content_id:x}") from None
+            raise translate(error, f"{self._dir.path}/data/{content_id:x}") from None
         if not known:
             self._blocks[content_id] = 0
             self._unsynced_names.add(content_id)
@@ -254,7 +142,7 @@ class DataFiles:
                 return None
             except OSError as error:
                 if error.errno != errno.EOPNOTSUPP or self._nowait is None:
-                    raise _translate(error, "cache disk, read") from None
+                    raise translate(error, "cache disk, read") from None
                 self._nowait = None
                 got = os.preadv(fd, [data], start)
             if got < length and start + got < os.fstat(fd).st_size:
@@ -290,8 +178,16 @@ class DataFiles:
                 read = self._direct_reads.read
                 done = await trio.to_thread.run_sync(read, fd, place, start, limiter=self._threads)
         except OSError as error:
-            raise _translate(error, "cache disk, direct read") from None
+            raise translate(error, "cache disk, direct read") from None
         return place[:length] if done else None
+
+    async def let_go(self, content_id: int, start: int, end: int) -> None:
+        """Let the kernel begin to write the range to the disk, and forget what of it is there already. A hint."""
+        if content_id not in self._blocks:
+            return
+        with self._pin(content_id) as fd, contextlib.suppress(OSError):
+            advise = os.posix_fadvise
+            await trio.to_thread.run_sync(advise, fd, start, end - start, os.POSIX_FADV_DONTNEED, limiter=self._threads)
 
     def write(self, content_id: int, start: int, data: Buffer) -> None:
         """Write all of `data` into the page cache, or raise NoSpace with nothing usable written. No await."""
@@ -302,7 +198,7 @@ class DataFiles:
                 while done < len(view):
                     done += os.pwrite(fd, view[done : done + PIECE_BYTES], start + done)
             except OSError as error:
-                raise _translate(error, "cache disk, write") from None
+                raise translate(error, "cache disk, write") from None
             finally:
                 self._count(content_id, fd)
 
@@ -315,7 +211,7 @@ class DataFiles:
             with self._pin(content_id) as fd:
                 await trio.to_thread.run_sync(self._direct.write, fd, pieces, limiter=self._direct.threads)
         except OSError as error:
-            raise _translate(error, "cache disk, direct write") from None
+            raise translate(error, "cache disk, direct write") from None
 
     def reserve(self, content_id: int, start: int, length: int) -> None:
         """Allocate blocks for the range, so that a write to it cannot meet a full disk. Raises NoSpace. No await."""
@@ -324,7 +220,7 @@ class DataFiles:
                 _fallocate(fd, _FALLOC_KEEP_SIZE, start, length)
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
-                    raise _translate(error, "cache disk, reserve") from None
+                    raise translate(error, "cache disk, reserve") from None
             finally:
                 self._count(content_id, fd)
 
@@ -334,7 +230,7 @@ class DataFiles:
             try:
                 _fallocate(fd, _FALLOC_PUNCH_HOLE | _FALLOC_KEEP_SIZE, start, end - start)
             except OSError as error:
-                raise _translate(error, "cache disk, punch") from None
+                raise translate(error, "cache disk, punch") from None
             finally:
                 self._count(content_id, fd)
 
@@ -347,7 +243,7 @@ class DataFiles:
                 if os.fstat(fd).st_size > size:
                     os.ftruncate(fd, size)
             except OSError as error:
-                raise _translate(error, "cache disk, truncate") from None
+                raise translate(error, "cache disk, truncate") from None
             finally:
                 self._count(content_id, fd)
 
@@ -361,7 +257,7 @@ class DataFiles:
                 await trio.to_thread.run_sync(os.fsync, self._dir.data_fd, limiter=self._threads)
                 self._unsynced_names -= names
         except OSError as error:
-            raise _translate(error, "cache disk, fdatasync") from None
+            raise translate(error, "cache disk, fdatasync") from None
 
     def remove(self, content_id: int) -> None:
         """Delete the file. A thread that still reads it keeps its descriptor until it is done. No await."""
@@ -379,7 +275,7 @@ class DataFiles:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise _translate(error, "cache disk, unlink") from None
+            raise translate(error, "cache disk, unlink") from None
 
     def close(self) -> None:
         """Close all descriptors."""

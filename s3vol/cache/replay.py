@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from s3vol.cache import records
 from s3vol.cache.base import State
+from s3vol.cache.cachedir import CacheDirectory
 from s3vol.cache.content import Attempt, CachedContent
-from s3vol.cache.disk import CacheDirectory
 from s3vol.cache.extents import RangeSet
 from s3vol.cache.journal import Loaded
 from s3vol.cache.records import Row, Statement

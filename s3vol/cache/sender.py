@@ -9,7 +9,8 @@ An abort that the store did not answer is `left_behind`, and the background trie
 
 `stream` sends the grid parts of a file while it is being written (cache/stream.py). It ends when a publisher takes
 over (`closing`), when the content is discarded (its scope is cancelled), or when a request fails; then the upload is
-aborted and the publish sends everything itself.
+aborted and the publish sends everything itself. The page cache need not keep what was sent: its pages are the next ones
+that are written to, where a writer of gigabytes would touch new memory for each byte (docs/rfcs/0005).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from s3vol.types import MIB, NONCE, Health
 _ABORT_S = 10.0
 _PROMPT_BYTES = 64 * MIB  # bodies up to here have to be acknowledged within the time-out
 _SLOWEST_BYTES_S = 4 * MIB  # what is larger may be sent as slowly as this
+_LINGER_PARTS = 4  # whose pages may still have been dirty when they were sent
 _STREAM_PARTS = 4  # of one file at a time, so that one fast writer does not take all uploads
 
 
@@ -263,6 +265,7 @@ class Sender:
             stream.left(number)
             raise
         stream.sent(number, part)
+        await self._files.let_go(content.id, part_range(max(1, number - _LINGER_PARTS))[0], end)
         return part
 
     async def drop_stream(self, content: CachedContent) -> None:

@@ -16,8 +16,9 @@ import trio
 
 from s3vol.cache import records
 from s3vol.cache.base import CacheSettings, State
+from s3vol.cache.cachedir import CacheDirectory
 from s3vol.cache.content import CachedContent
-from s3vol.cache.disk import CacheDirectory, DataFiles
+from s3vol.cache.disk import DataFiles
 from s3vol.cache.journal import Journal
 from s3vol.cache.policy import Lru, eviction_goal
 from s3vol.errors import NoSpace

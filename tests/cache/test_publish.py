@@ -18,6 +18,7 @@ from s3vol.types import MIB
 from tests.cache.rig import META, Rig, content_of, foreign
 
 BLOCK = bytes(range(256)) * 4096  # 1 MiB
+WAIT_S = 10.0
 
 
 async def test_a_new_file_is_created_under_a_condition_and_carries_metadata_and_nonce(rig: Rig) -> None:
@@ -295,6 +296,22 @@ async def test_times_that_a_program_set_are_published_with_a_streamed_file(rig: 
         assert info.version == version
         assert foreign(info.metadata) == content.metadata == {**META, "mtime": "7.000000000"}
         assert rig.body("big") == BLOCK * 70
+
+
+async def test_the_page_cache_need_not_keep_what_a_stream_has_sent(rig: Rig) -> None:
+    async with rig.cache() as cache:
+        content = cache.create("big", META)
+        files = cache.parts.files
+        with trio.fail_after(WAIT_S):
+            at = 0
+            while at < 80 or files.read_now(content.id, 0, MIB) is not None:  # dirty pages stay until they are written
+                await cache.write(content, at * MIB, BLOCK)
+                await trio.testing.wait_all_tasks_blocked(0.001)
+                at += 1
+        assert files.read_now(content.id, (at - 1) * MIB, MIB) == BLOCK
+        assert bytes(await cache.read(content, 0, 3 * MIB)) == BLOCK * 3
+        await cache.publish(content)
+        assert rig.body("big") == BLOCK * at
 
 
 async def test_a_failed_large_publish_goes_on_where_it_stopped(rig: Rig) -> None:

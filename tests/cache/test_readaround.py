@@ -10,7 +10,8 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3vol.cache.disk import CacheDirectory, DataFiles
+from s3vol.cache.cachedir import CacheDirectory
+from s3vol.cache.disk import DataFiles
 from s3vol.cache.extents import RangeSet
 from s3vol.cache.readaround import BLOCK_BYTES, CREDITS, SMALL_BYTES, ReadAround
 from s3vol.types import GIB, KIB, MIB
