@@ -308,7 +308,7 @@ async def test_the_page_cache_need_not_keep_what_a_stream_has_sent(rig: Rig) -> 
                 await cache.write(content, at * MIB, BLOCK)
                 await trio.testing.wait_all_tasks_blocked(0.001)
                 at += 1
-        assert files.read_now(content.id, (at - 1) * MIB, MIB) == BLOCK
+        assert bytes(files.read_now(content.id, (at - 1) * MIB, MIB) or b"") == BLOCK
         assert bytes(await cache.read(content, 0, 3 * MIB)) == BLOCK * 3
         await cache.publish(content)
         assert rig.body("big") == BLOCK * at
