@@ -118,7 +118,7 @@ class Inode:
             uid=self.uid,
             gid=self.gid,
             size=self.size,
-            mtime_ns=max(self.mtime_ns, self.touched_ns),
+            mtime_ns=max(self.mtime_ns, self.touched_ns) if self.touched_ns else self.mtime_ns,  # may be before 1970
             ctime_ns=max(self.ctime_ns, self.touched_ns, self.linked_ns),
             atime_ns=self.atime_ns,
             nlink=0 if self.key is None else self.nlink,
