@@ -25,7 +25,8 @@ from functools import partial
 
 import trio
 
-from s3vol.errors import S3volError
+from s3vol.errors import S3volError, Unavailable
+from s3vol.parallel import for_each
 from s3vol_plugin.docker_api import Docker
 from s3vol_plugin.holders import HOLD_S
 from s3vol_plugin.node import Node
@@ -38,6 +39,7 @@ REFRESH_S = 30.0
 CLEAR_S = 3600.0
 STATUS_S = 5.0
 MOUNT_S = 100.0
+HOLDS = 8  # volumes that are spoken of at once
 _PATIENCE_S = 45.0
 _FIRST_RECOVERY_S = 60.0  # dockerd is asked after this even if a volume cannot be recovered: its bucket is down
 _PAUSE_S, _PAUSE_MAX_S = 1.0, 60.0
@@ -103,11 +105,15 @@ class Upkeep:
             with trio.move_on_after(period_s):
                 await early()
 
-    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _guarded(self, work: Callable[[], Awaitable[None]], silent: list[Unavailable] | None = None) -> None:
+        """Do it, and log what fails; where nobody answers it is added to `silent`, if there is one."""
         try:
             await work()
         except S3volError as error:
-            log.warning("%s", error)
+            if silent is not None and isinstance(error, Unavailable):
+                silent.append(error)
+            else:
+                log.warning("%s", error)
         except Exception:  # a fault here must not end the daemon, which would help nobody
             log.exception("unexpected failure; tried again")
 
@@ -136,9 +142,19 @@ class Upkeep:
 
     async def hold(self) -> None:
         """Say what this node has, and learn who else has it. One that fails does not silence the others: whoever is
-        not heard of for FRESH_S may lose the volume under its mount."""
-        for volume in [record.volume for record in self._node.state.all()]:
-            await self._guarded(partial(self._hold, volume))
+        not heard of for FRESH_S may lose the volume under its mount.
+
+        Side by side, as each waits its time-out for a registry that is down; then that is one line, not one for each.
+        """
+        silent: list[Unavailable] = []
+
+        async def hold(volume: Volume) -> None:
+            await self._guarded(partial(self._hold, volume), silent)
+
+        volumes = [record.volume for record in self._node.state.all()]
+        await for_each(volumes, hold, limit=HOLDS)
+        if silent:
+            log.warning("it cannot be said of %d volumes that this node has them: %s", len(silent), silent[0])
 
     async def _hold(self, volume: Volume) -> None:
         node = self._node

@@ -14,7 +14,7 @@ from s3vol_plugin.base import Usage
 from s3vol_plugin.docker_api import Container, Docker
 from s3vol_plugin.report import metrics, volume_status
 from s3vol_plugin.state import Record, State
-from s3vol_plugin.upkeep import Upkeep
+from s3vol_plugin.upkeep import HOLDS, Upkeep
 from s3vol_plugin.volume import Volume
 from tests.plugin.fakes import BOOT, Rig, rig, volume
 from tests.plugin.rig import settings_in
@@ -319,6 +319,27 @@ async def test_a_volume_that_is_let_go_while_the_node_speaks_is_not_said_to_be_h
         await it.upkeep.hold()
         assert [holder.node for holder in await it.registry.holders(other)] == ["here"]
         assert await it.registry.holders(WEB) == []  # another node may remove it
+
+
+async def test_a_registry_that_is_down_is_waited_for_once_and_is_one_line(
+    tmp_path: Path, hurried: object, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    volumes = [volume(f"v{number}", number) for number in range(1, HOLDS + 1)]
+    async with rig(tmp_path) as it:
+        for each in volumes:
+            await it.state.save(Record(each))
+
+        async def wait_in_vain(held: Volume) -> None:
+            await trio.sleep(60)
+            raise Unavailable(f"no answer about {held.name} within 60 s")
+
+        monkeypatch.setattr(it.registry, "hold", wait_in_vain)
+        began_s = trio.current_time()
+        await it.upkeep.hold()
+        assert trio.current_time() - began_s == 60
+        lines = [record.getMessage() for record in caplog.records if "no answer" in record.getMessage()]
+        assert len(lines) == 1
+        assert f"{HOLDS} volumes" in lines[0]
 
 
 async def test_a_volume_of_which_nothing_can_be_said_does_not_silence_the_others(
