@@ -26,6 +26,7 @@ import ctypes
 import errno
 import os
 import resource
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ import trio
 from s3vol.cache.cachedir import CacheDirectory, translate
 from s3vol.cache.direct import PAGE_BYTES, DirectReader, DirectWriter
 from s3vol.cache.extents import Range
+from s3vol.cache.pagecost import PageCost
 from s3vol.errors import Corrupt
 from s3vol.store.base import Buffer
 from s3vol.types import MIB
@@ -73,6 +75,7 @@ class DataFiles:
         self._nowait: int | None = os.RWF_NOWAIT
         self._threads = trio.CapacityLimiter(16)
         self._unsynced_names: set[int] = set()
+        self._page_cost = PageCost()
         self._direct = DirectWriter()
         self._direct_reads = DirectReader()
 
@@ -182,8 +185,8 @@ class DataFiles:
         return place[:length] if done else None
 
     async def let_go(self, content_id: int, start: int, end: int) -> None:
-        """Let the kernel begin to write the range to the disk, and forget what of it is there already. A hint."""
-        if content_id not in self._blocks:
+        """Where memory is dear: begin to write the range to the disk, and forget what of it is there already. A hint."""
+        if content_id not in self._blocks or not self._page_cost.is_high(time.monotonic()):
             return
         with self._pin(content_id) as fd, contextlib.suppress(OSError):
             advise = os.posix_fadvise
@@ -193,13 +196,15 @@ class DataFiles:
         """Write all of `data` into the page cache, or raise NoSpace with nothing usable written. No await."""
         view = memoryview(data)
         with self._pin(content_id) as fd:
-            done = 0
+            done, began_s = 0, time.monotonic()
             try:
                 while done < len(view):
                     done += os.pwrite(fd, view[done : done + PIECE_BYTES], start + done)
             except OSError as error:
                 raise translate(error, "cache disk, write") from None
             finally:
+                now_s = time.monotonic()
+                self._page_cost.note(done, now_s - began_s, now_s)
                 self._count(content_id, fd)
 
     async def write_direct(self, content_id: int, pieces: Sequence[tuple[int, memoryview]]) -> None:

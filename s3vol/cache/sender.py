@@ -9,8 +9,8 @@ An abort that the store did not answer is `left_behind`, and the background trie
 
 `stream` sends the grid parts of a file while it is being written (cache/stream.py). It ends when a publisher takes
 over (`closing`), when the content is discarded (its scope is cancelled), or when a request fails; then the upload is
-aborted and the publish sends everything itself. The page cache need not keep what was sent: its pages are the next ones
-that are written to, where a writer of gigabytes would touch new memory for each byte (docs/rfcs/0005).
+aborted and the publish sends everything itself. Where memory is dear (cache/pagecost.py) the page cache need not keep
+what was sent: its pages are the next ones that are written to, instead of new ones for each byte.
 """
 
 from __future__ import annotations

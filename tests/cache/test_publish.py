@@ -9,12 +9,13 @@ import pytest
 import trio
 import trio.testing
 
+from s3vol.cache import pagecost
 from s3vol.cache.base import State
 from s3vol.cache.plan import part_range
 from s3vol.errors import Conflict, Corrupt, NotFound, PreconditionFailed, Unavailable
 from s3vol.layout import TOMBSTONE
 from s3vol.store.memory import MEMORY_CAPABILITIES
-from s3vol.types import MIB
+from s3vol.types import GIB, MIB
 from tests.cache.rig import META, Rig, content_of, foreign
 
 BLOCK = bytes(range(256)) * 4096  # 1 MiB
@@ -298,7 +299,10 @@ async def test_times_that_a_program_set_are_published_with_a_streamed_file(rig: 
         assert rig.body("big") == BLOCK * 70
 
 
-async def test_the_page_cache_need_not_keep_what_a_stream_has_sent(rig: Rig) -> None:
+async def test_where_memory_is_dear_the_page_cache_need_not_keep_what_a_stream_has_sent(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pagecost, "DEAR_BYTES_S", 1000 * GIB)
     async with rig.cache() as cache:
         content = cache.create("big", META)
         files = cache.parts.files
