@@ -185,7 +185,7 @@ class DataFiles:
         return place[:length] if done else None
 
     async def let_go(self, content_id: int, start: int, end: int) -> None:
-        """Where memory is dear: begin to write the range to the disk, and forget what of it is there already. A hint."""
+        """Where memory is dear: begin to write the range to the disk, and forget what of it is there. A hint."""
         if content_id not in self._blocks or not self._page_cost.is_high(time.monotonic()):
             return
         with self._pin(content_id) as fd, contextlib.suppress(OSError):
