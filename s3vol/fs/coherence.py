@@ -365,9 +365,10 @@ class Coherence:
         assert inode.key is not None, "only a directory with a name is saved"
         self.changed(inode)
         asked_s = self._mount.learned.now_s()
-        key = layout.marker_key(inode.key)
+        key, posix = layout.marker_key(inode.key), inode.posix()
         info = await self._objects.put_marker(key, metadata, known if inode.marker else None)
         self._mount.learned.changed(inode.key)
+        inode.set_posix(posix)  # a listing that was answered meanwhile has shown the former ones
         inode.marker, inode.version, inode.metadata = True, info.version, info.metadata or {}
         inode.told = inode.version
         inode.asked_s = asked_s

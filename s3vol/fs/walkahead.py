@@ -16,8 +16,8 @@ it brings a page of what nobody came for.
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import trio
@@ -33,6 +33,8 @@ AHEAD = 3  # directories; two keep a local MinIO busy, and four shared what a wa
 PIECES = 16  # listed ahead at most, for all walkers
 PARENTS = 64  # whose subdirectories are remembered
 PATIENCE = 32  # directories without looking ahead after a page that came too late
+
+log = logging.getLogger(__name__)
 
 
 class Trail:
@@ -91,6 +93,7 @@ class _Piece:
     key: str
     ask: Ask | None = None
     listing: Listing | None = None
+    error: S3volError | None = None
     listed: trio.Event = field(default_factory=trio.Event)
     taken: trio.Event = field(default_factory=trio.Event)
 
@@ -130,34 +133,43 @@ class WalkAhead:
         return listing
 
     async def _take(self, directory: Inode, piece: _Piece) -> Listing | None:
-        """What was listed, if it is good for this directory now. No await after the event."""
+        """What was listed, if it is good for this directory now. No await after the event.
+
+        Raises what the listing met while it was waited for: asked again, it would take the time-out twice.
+        """
+        waited = not piece.listed.is_set()
         await piece.listed.wait()
         piece.taken.set()
+        if waited and piece.error is not None:
+            raise piece.error
         ask, listing = piece.ask, piece.listing
         if ask is None or listing is None or not self._mount.learned.fresh(ask.at_s):
             return None
         return None if ask.concerns(piece.key) or directory.changed_s >= ask.at_s else listing
 
     def _want(self, keys: list[str]) -> None:
-        mount = self._mount
-        if self._nursery is None or not mount.settings.attr_ttl_s:
+        if self._nursery is None or not self._mount.settings.attr_ttl_s:
             return
         for key in keys:
-            if key in self._pieces or len(self._pieces) >= PIECES:
-                continue
-            if any(layout.parent_key(content.key) == key for content in mount.cache.pending()):
-                continue
-            piece = self._pieces[key] = _Piece(key)
-            self._nursery.start_soon(self._fetch, piece)
+            if key not in self._pieces and len(self._pieces) < PIECES:
+                piece = self._pieces[key] = _Piece(key)
+                self._nursery.start_soon(self._fetch, piece)
 
     async def _fetch(self, piece: _Piece) -> None:
-        """List it, and keep the page for as long as it may be believed. An error is the walker's to meet again."""
+        """List it, and keep the page for as long as it may be believed."""
         learned = self._mount.learned
         try:
             with learned.asking() as ask:
-                with suppress(S3volError):
+                # No await since the question began: what is made from here on is known to it.
+                if any(layout.parent_key(content.key) == piece.key for content in self._mount.cache.pending()):
+                    return
+                try:
                     piece.listing = await self._lister.ahead(piece.key)
                     piece.ask = ask
+                except S3volError as error:
+                    piece.error = error
+                except Exception:  # a fault of ours: the walker meets it again, and it must not end the mount
+                    log.exception("%s could not be listed ahead", piece.key)
                 piece.listed.set()
                 if piece.ask is not None:
                     with trio.move_on_after(learned.left_s(ask.at_s)):

@@ -31,6 +31,20 @@ async def test_a_chown_of_a_directory_does_not_undo_a_chmod_that_another_node_ha
     await both_are_there(a)
 
 
+async def test_a_listing_beside_a_chmod_of_its_directory_does_not_undo_it(a: Node, b: Node) -> None:
+    await a.mkdir("d", 0o755)
+    ino = (await a.stat("d")).ino
+    gate = a.controls.hold("put")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.fs.setattr, ino, AttrChange(mode=0o700), None, USER)
+        await gate.entered.wait()
+        assert await a.names("d") == []
+        gate.open()
+    assert stat.S_IMODE((await a.fs.getattr(ino)).attr.mode) == 0o700
+    await a.fs.setattr(ino, AttrChange(uid=5), None, USER)
+    await both_are_there(b)
+
+
 async def test_a_chown_of_a_directory_does_not_undo_a_chmod_of_another_tool(a: Node, foreign: Foreign) -> None:
     await foreign.put("d/", mode="16877")
     assert stat.S_IMODE((await a.stat("d")).mode) == 0o755

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import AsyncIterator
 
@@ -9,8 +10,10 @@ import pytest
 import trio
 import trio.testing
 
+from s3vol.errors import Unavailable
 from s3vol.fs.walkahead import AHEAD, PARENTS, PATIENCE, Trail
-from tests.fs.rig import Foreign, Node
+from tests.fs.conftest import Nodes
+from tests.fs.rig import Foreign, Node, fails
 
 DIRECTORIES = [f"t/d{number}" for number in range(8)]
 KEYS = [f"{path}/" for path in DIRECTORIES]
@@ -129,23 +132,69 @@ async def test_what_others_did_is_seen_after_attr_ttl(
     assert await walker.names("t/d4") == ["f", "g", "new"]
 
 
-async def test_an_error_of_a_listing_ahead_is_nobodys(
-    walker: Node, foreign: Foreign, autojump_clock: trio.testing.MockClock
-) -> None:
+async def _come_near(walker: Node, foreign: Foreign) -> None:
+    """The next directory that is read makes t/d3 be listed ahead."""
     for path in DIRECTORIES:
         await foreign.put(f"{path}/f", b"x")
     await walker.names("t")
     for path in DIRECTORIES[:2]:
         await walker.names(path)
-    parent = await walker.stat("t/d2")
-    fh = await walker.fs.opendir(parent.ino)
-    gate = walker.controls.hold("list")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(walker.fs.readdir, fh, 0)
-        await gate.entered.wait()
-        walker.controls.fail_next("list", times=1)
-        gate.open()
+
+
+@pytest.mark.parametrize("error", [Unavailable("no answer"), ValueError("a fault of ours")])
+async def test_an_error_of_a_listing_ahead_is_nobodys(
+    walker: Node, foreign: Foreign, autojump_clock: trio.testing.MockClock, error: Exception
+) -> None:
+    await _come_near(walker, foreign)
+    tried: list[str] = []
+
+    async def fail(key: str) -> None:
+        tried.append(key)
+        raise error
+
+    walker.fs._ahead._lister.ahead = fail  # type: ignore[method-assign,assignment]
+    await walker.names("t/d2")
+    await trio.testing.wait_all_tasks_blocked()
+    assert tried == ["t/d3/"]
     assert await walker.names("t/d3") == ["f"]
+
+
+async def test_who_waits_for_a_listing_ahead_that_fails_is_told_and_does_not_wait_twice(
+    walker: Node, foreign: Foreign, autojump_clock: trio.testing.MockClock
+) -> None:
+    await _come_near(walker, foreign)
+
+    async def time_out(key: str) -> None:
+        await trio.sleep(60)
+        raise Unavailable("no answer within 60 s")
+
+    walker.fs._ahead._lister.ahead = time_out  # type: ignore[method-assign,assignment]
+    await walker.names("t/d2")
+    began_s = trio.current_time()
+    await fails(errno.EIO, walker.names("t/d3"))
+    assert trio.current_time() - began_s <= 60
+    assert await walker.names("t/d3") == ["f"]
+
+
+async def test_a_file_made_between_wish_and_request_is_not_missed(
+    nodes: Nodes, foreign: Foreign, autojump_clock: trio.testing.MockClock
+) -> None:
+    a: Node = await nodes("a", close_remote=False)
+    await foreign.put("t/d3/f", b"x")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.fs.run)
+        parent = (await a.stat("t/d3")).ino
+        await trio.testing.wait_all_tasks_blocked()
+        mount = a.fs._mount
+        a.fs._ahead._want(["t/d3/"])
+        content = a.cache.create("t/d3/new", {})  # what a create does, in these three steps without an await
+        mount.learned.changed("t/d3/new")
+        mount.touch(mount.inodes.get(parent))
+        autojump_clock.jump(1e-5)  # a real clock goes on until the task begins
+        await trio.sleep(0.01)
+        await a.cache.publish(content)  # as the background does, which does not tell `learned`
+        assert await a.names("t/d3") == ["f", "new"]
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("seed", range(20))
