@@ -139,9 +139,11 @@ class WalkAhead:
         """
         waited = not piece.listed.is_set()
         await piece.listed.wait()
-        piece.taken.set()
         if waited and piece.error is not None:
             raise piece.error
+        if piece.taken.is_set():
+            return None  # by another walker, and what is changed from then on is told to nobody
+        piece.taken.set()
         ask, listing = piece.ask, piece.listing
         if ask is None or listing is None or not self._mount.learned.fresh(ask.at_s):
             return None

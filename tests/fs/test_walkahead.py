@@ -176,6 +176,30 @@ async def test_who_waits_for_a_listing_ahead_that_fails_is_told_and_does_not_wai
     assert await walker.names("t/d3") == ["f"]
 
 
+async def test_of_two_walkers_at_one_directory_one_gets_what_was_listed_ahead(
+    walker: Node, foreign: Foreign, autojump_clock: trio.testing.MockClock
+) -> None:
+    await _come_near(walker, foreign)
+    parent = await walker.stat("t/d3")
+    gate = walker.controls.hold("list")
+    async with trio.open_nursery() as nursery:
+        walker.fs._ahead._want(["t/d3/"])
+        await gate.entered.wait()
+        asked = walker.controls.calls["list"]
+        seen: list[int] = []
+
+        async def read() -> None:
+            fh = await walker.fs.opendir(parent.ino)
+            seen.append(len(await walker.fs.readdir(fh, 0)))
+
+        nursery.start_soon(read)
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        gate.open()
+    assert seen == [1, 1]
+    assert walker.controls.calls["list"] == asked + 1
+
+
 async def test_a_file_made_between_wish_and_request_is_not_missed(
     nodes: Nodes, foreign: Foreign, autojump_clock: trio.testing.MockClock
 ) -> None:
