@@ -38,6 +38,7 @@ class Run:
 
     until_piece: int = SINGLES
     used: int = WORTH  # names that the last piece answered for; the first one is a try
+    asking: bool = False  # for a piece, which says nothing yet
 
     def answered(self) -> None:
         """A name was known recently enough."""
@@ -45,13 +46,15 @@ class Run:
 
     def asks_for_piece(self) -> bool:
         """A name has to be asked for: True when the next ones are to be asked for with it."""
+        if self.asking:
+            return False
         if self.until_piece > 0:
             self.until_piece -= 1
             return False
         if self.used < WORTH:
             self.until_piece, self.used = PATIENCE, WORTH
             return False
-        self.used = 0
+        self.used, self.asking = 0, True
         return True
 
 
@@ -72,7 +75,10 @@ class Looks:
             run.answered()
             return True
         if mount.store.capabilities.list_metadata and run.asks_for_piece():
-            listing = await self._lister.window(directory, path, rows=ROWS)
+            try:
+                listing = await self._lister.window(directory, path, rows=ROWS)
+            finally:
+                run.asking = False
             if listing.covers(path):
                 return any(row.key == path for row in listing.rows)
         now = await self._objects.head(path)

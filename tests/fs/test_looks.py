@@ -95,6 +95,8 @@ def test_pieces_go_on_as_long_as_they_are_used(used: int) -> None:
     run = Run()
     assert [run.asks_for_piece() for _ in range(SINGLES + 1)] == [False] * SINGLES + [True]
     for _ in range(3):
+        assert not any(run.asks_for_piece() for _ in range(8))  # by other threads, while it is on its way
+        run.asking = False
         for _ in range(used):
             run.answered()
         assert run.asks_for_piece()
@@ -104,6 +106,7 @@ def test_a_piece_that_was_not_used_is_followed_by_single_questions_and_then_by_a
     run = Run()
     while not run.asks_for_piece():
         pass
+    run.asking = False
     run.answered()
     asked = [run.asks_for_piece() for _ in range(PATIENCE + 2)]
     assert asked.count(True) == 1
