@@ -107,7 +107,7 @@ class Lister:
         ]
         rows.sort(key=lambda row: row.key)
         marker = next((info for info in objects if info.key == prefix), None)
-        self._learn(rows, marker, ask)
+        self._learn(rows, ask)
         last = max((*(info.key for info in page.objects), *page.prefixes), default=prefix)
         end = None if page.next_cursor is None else last
         return Listing(tuple(rows), marker, ask, end, page.next_cursor, buried)
@@ -153,7 +153,7 @@ class Lister:
         buried = frozenset(key for key, info in found.items() if layout.is_tombstone(info))
         return [info for key, info in found.items() if key not in buried], buried
 
-    def _learn(self, rows: list[Row], marker: ObjectInfo | None, ask: Ask) -> None:
+    def _learn(self, rows: list[Row], ask: Ask) -> None:
         """Keep what the page says. No await."""
         mount = self._mount
         for row in rows:
@@ -166,9 +166,6 @@ class Lister:
                     self._coherence.adopt(inode, row.info, ask.at_s)
                 else:
                     self._coherence.vanish(inode)
-        directory = None if marker is None else mount.inodes.at(marker.key)
-        if marker is not None and directory not in (None, mount.inodes.root) and not ask.stale(marker.key):
-            self._coherence.adopt_directory(directory, marker, ask.at_s)
 
     def _folder(self, key: str, ask: Ask) -> Row:
         return Row(key, None, ask.at_s)

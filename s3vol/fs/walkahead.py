@@ -29,7 +29,7 @@ from s3vol.fs.inodes import Inode
 from s3vol.fs.learned import Ask
 from s3vol.fs.listing import Lister, Listing
 
-AHEAD = 3  # directories; two keep a local MinIO busy, and four shared what a walker over a slow line waited for
+AHEAD = 3  # directories: `ls -lR` 1.4 times as fast beside MinIO, 1.8 at 10 ms; other depths were not measured
 PIECES = 16  # listed ahead at most, for all walkers
 PARENTS = 64  # whose subdirectories are remembered
 PATIENCE = 32  # directories without looking ahead after a page that came too late
