@@ -108,6 +108,18 @@ class Notifier:
             del self._stores[ino]
         store.over.set()
 
+    def store_now(self, ino: Ino, data: Buffer) -> bool:
+        """Put all bytes of a file that nobody has open into the kernel's page cache; False: it did not take them.
+
+        Not in a thread, for there is nothing to wait for: a store waits for locks of pages, which nobody holds then.
+        """
+        try:
+            pyfuse3.notify_store(ino, 0, data)  # type: ignore[arg-type]  # any buffer will do
+        except OSError as error:
+            log.debug("bytes of a file refused: %s", error)
+            return False
+        return True
+
     def is_storing(self, ino: Ino, beyond: int = 0) -> bool:
         """True while bytes of an inode beyond this offset are on their way to the kernel."""
         return any(store.end > beyond for store in self._stores.get(ino, ()))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pyfuse3
 
@@ -144,6 +145,8 @@ class Operations(pyfuse3.Operations):
         direct = opened.direct
         if (opened.changed or self._notifier.is_forgetting(ino)) and not flags & os.O_TRUNC:
             direct = not await self._notifier.forget_content(ino) or direct
+        elif opened.whole:
+            opened = replace(opened, keep_cache=self._notifier.store_now(ino, opened.whole))
         return reply.file_info(opened, direct=direct)
 
     async def _shown(self, entry: Entry) -> pyfuse3.EntryAttributes:

@@ -57,11 +57,11 @@ class Pusher:
             await self._notifier.store(pages.ino, pages.start, pages.data)
 
     async def opened(self, ino: Ino, opened: Opened) -> Opened:
-        """The open to answer. One that had to wait drops the pages: another may have waited to drop them, too."""
+        """The open to answer. One that had to wait drops the pages, and stores none: others may have waited, too."""
         if not self._notifier.is_storing(ino):
             return opened
         await self._notifier.stored(ino)
-        return replace(opened, keep_cache=False)
+        return replace(opened, keep_cache=False, whole=b"")
 
     async def resized(self, ino: Ino) -> None:
         """Return when a change of the file's length may be answered."""

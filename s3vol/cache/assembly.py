@@ -17,6 +17,7 @@ from s3vol.cache.content import CachedContent
 from s3vol.cache.disk import DataFiles
 from s3vol.cache.fetch import Fetcher
 from s3vol.cache.guard import Guard
+from s3vol.cache.held import Held
 from s3vol.cache.journal import Journal
 from s3vol.cache.ledger import Ledger
 from s3vol.cache.loader import Loader
@@ -92,9 +93,10 @@ def assemble(
 
     registry = Registry(files, first_content_id, forget)
     space = Space(directory, files, journal, settings, health, registry.drop)
-    shelf = Shelf(settings.memory_bytes // 2)  # what two sequential readers have before them at the default
+    held = Held(settings.memory_bytes // 16)  # at the default 2,000 open files of 4 KiB
+    shelf = Shelf(settings.memory_bytes // 16 * 7)  # about what two sequential readers have before them
     tasks = Background()
-    fetcher = Fetcher(store, files, space, budget, shelf, settings, health, tasks, filled)
+    fetcher = Fetcher(store, files, space, budget, shelf, held, settings, health, tasks, filled)
     sender = Sender(store, files, fetcher, journal, ledger, budget, settings, health, cache_id)
     guard = Guard(store)
     keeper = ConflictKeeper(store, sender, guard, budget, settings, health, cache_id, conflicted, tell)

@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Protocol
 
 from s3vol.store.base import Buffer
-from s3vol.types import GIB, MIB, ObjectInfo, Version
+from s3vol.types import GIB, KIB, MIB, ObjectInfo, Version
+
+FIRST_BYTES = 64 * KIB  # may come along with an open: 0.1 ms more than a HEAD on a local MinIO, and saves 0.6 of a GET
 
 
 class State(enum.Enum):
@@ -122,12 +124,16 @@ class ContentCache(Protocol):
         """
         ...
 
-    def holds(self, key: str, version: Version | None) -> bool:
-        """True when all bytes of this version are on the disk. No await."""
+    def holds(self, key: str, version: Version | None, length: int) -> bool:
+        """True when the first `length` bytes of this version are on the disk. No await."""
         ...
 
     async def fill(self, content: Content, body: Buffer) -> None:
         """Keep the first bytes of the content's base, which the caller has fetched, if there is room for them."""
+        ...
+
+    async def hold(self, content: Content, body: Buffer) -> None:
+        """`fill` for bytes that may not be needed again: in memory until the release, while there is room."""
         ...
 
     def create(

@@ -19,11 +19,15 @@ from s3vol.cache.extents import Range
 
 @dataclass(slots=True, eq=False)
 class Body:
-    """The bytes of the content from `start` on; empty when given up. `served_bytes` counts what readers got."""
+    """The bytes of the content from `start` on; empty when given up. `served_bytes` counts what readers got.
+
+    `stays`: to be served more than once (cache/held.py).
+    """
 
     start: int
     bytes: memoryview
     served_bytes: int = 0
+    stays: bool = False
 
     @property
     def end(self) -> int:
@@ -71,7 +75,7 @@ class ContentBodies:
         for body, (low, high) in pieces:
             views.append(body.bytes[low - body.start : high - body.start])
             body.served_bytes += high - low
-            if body.served_bytes >= len(body.bytes):
+            if body.served_bytes >= len(body.bytes) and not body.stays:
                 self._bodies.remove(body)
                 body.give_up()
         return views[0] if len(views) == 1 else b"".join(views)

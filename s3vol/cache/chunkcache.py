@@ -153,14 +153,18 @@ class ChunkCache:
         content.refs += 1
         return content
 
-    def holds(self, key: str, version: Version | None) -> bool:
+    def holds(self, key: str, version: Version | None, length: int) -> bool:
         """See `ContentCache.holds`."""
         content = self.parts.registry.known(key, version) if version is not None else None
-        return content is not None and not content.absent(0, content.base_limit)
+        return content is not None and not content.absent(0, min(length, content.base_limit))
 
     async def fill(self, content: Content, body: Buffer) -> None:
         """See `ContentCache.fill`."""
         await self.parts.fetcher.fill(_own(content), body)
+
+    async def hold(self, content: Content, body: Buffer) -> None:
+        """See `ContentCache.hold`."""
+        await self.parts.fetcher.hold(_own(content), body)
 
     def create(
         self, key: str, metadata: Mapping[str, str], *, base: Version | None = None, content_type: str = ""
@@ -195,6 +199,7 @@ class ChunkCache:
             raise ValueError(f"{own.key}: released more often than referred to")
         own.refs -= 1
         if own.refs == 0:
+            self.parts.fetcher.held.let_go(own)
             self.parts.registry.idle(own)
 
     # Reading and writing

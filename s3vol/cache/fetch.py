@@ -38,6 +38,7 @@ from s3vol.cache.content import CachedContent
 from s3vol.cache.direct import PAGE_BYTES
 from s3vol.cache.disk import PIECE_BYTES, DataFiles
 from s3vol.cache.extents import Range, RangeSet
+from s3vol.cache.held import Held
 from s3vol.cache.space import Space
 from s3vol.errors import Corrupt, NoSpace, NotFound, PreconditionFailed, S3volError
 from s3vol.parallel import run_all
@@ -78,6 +79,7 @@ class Fetcher:
         space: Space,
         budget: ByteBudget,
         shelf: Shelf,
+        held: Held,
         settings: CacheSettings,
         health: Health,
         tasks: Background,
@@ -88,6 +90,7 @@ class Fetcher:
         self._space = space
         self._budget = budget
         self._shelf = shelf
+        self.held = held
         self._tasks = tasks
         self._on_filled = on_filled
         self._health = health
@@ -222,6 +225,18 @@ class Fetcher:
         The journal is not told: after a restart the next proof brings these bytes again, for less than a record costs.
         """
         self._health.count("fetched_bytes", len(body))
+        await self._keep(content, body)
+
+    async def hold(self, content: CachedContent, body: Buffer) -> None:
+        """`fill`, but in memory for as long as somebody has the content open; only what is too much is kept."""
+        self._health.count("fetched_bytes", len(body))
+        self.held.put(content, memoryview(body))
+        while (old := self.held.take_excess()) is not None:
+            of, oldest = old
+            await self._keep(of, oldest.bytes)
+            oldest.give_up()
+
+    async def _keep(self, content: CachedContent, body: Buffer) -> None:
         base = content.base
         try:
             await self._space.make_room(len(body))

@@ -45,12 +45,15 @@ class Opened:
     `direct`: bypass the frontend's page cache (another version of this inode is open).
     `changed`: attributes or pages that the frontend holds for this inode are stale: invalidate before replying. Another
     open of it may be told to keep its pages from now on, so that one has to wait for it, too.
+    `whole`: all bytes of the file, which the frontend may put into its page cache, and keep, if it does so before it
+    awaits anything. If it does not, they are read like any others.
     """
 
     fh: Fh
     keep_cache: bool
     direct: bool = False
     changed: bool = False
+    whole: Buffer = b""
 
 
 @dataclass(frozen=True, slots=True)

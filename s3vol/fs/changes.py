@@ -81,7 +81,7 @@ class Changes:
             if content is not None and change.size is not None:
                 cache.refer(content)
             else:
-                content, _ = await self._coherence.acquire(inode)
+                content = (await self._coherence.acquire(inode)).content
         else:
             cache.refer(content)
         try:
@@ -193,7 +193,7 @@ class Changes:
                 await self._change_directory(inode, lambda: self._set_headers(inode, changed(inode.metadata)))
                 return
             async with HoldInode(mount, inode):
-                content, _ = await self._coherence.acquire(inode)
+                content = (await self._coherence.acquire(inode)).content
                 try:
                     kept = changed(content.metadata)
                     await self._tell(inode, content, lambda: self._set_headers(inode, kept), kept)

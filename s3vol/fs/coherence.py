@@ -33,9 +33,8 @@ from s3vol.fs.linkrecord import Count, count_of
 from s3vol.fs.links import Links
 from s3vol.fs.objects import Objects
 from s3vol.store.base import FILE_TYPE, Buffer
-from s3vol.types import KIB, Invalidation, ObjectInfo, Version
+from s3vol.types import Invalidation, ObjectInfo, Version
 
-FETCH_MAX_BYTES = 64 * KIB  # more than a HEAD costs: 0.1 ms at 64 KiB on a local MinIO, and a request of 0.6 is saved
 NOTHING = Version("")  # no object has it: whatever the bucket has is another version
 OPEN_WAIT_S = 1.0  # a HEAD takes 1 ms; a reader of an open file is not kept waiting longer for attributes it has
 OPEN_BELIEVED_S = 10.0  # after a silence, so that a reader pauses for a tenth of the time at most
@@ -48,6 +47,15 @@ class _Told:
     info: ObjectInfo
     changed: bool
     body: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """A content to open, with a reference; what `adopt` returned; and its first bytes if they came along."""
+
+    content: Content
+    changed: bool = False
+    body: Buffer = b""
 
 
 class Coherence:
@@ -243,10 +251,9 @@ class Coherence:
             mount.believed_until_s = trio.current_time() + OPEN_BELIEVED_S
             mount.health.count("attributes_believed_offline")
 
-    async def acquire(self, inode: Inode, *, reading: bool = False) -> tuple[Content, bool]:
-        """The content to open, with a reference, as of a HEAD sent after this call; and what `adopt` returned.
+    async def acquire(self, inode: Inode, *, fetch_bytes: int = 0) -> Acquired:
+        """The content to open, as of a HEAD sent after this call; so many of its first bytes may come along.
 
-        `reading`: the caller is about to read it, so a small file's bytes come along with the answer.
         The caller holds a claim on the inode. PosixError(ESTALE): the name is gone.
         """
         mount = self._mount
@@ -256,32 +263,16 @@ class Coherence:
                 if not contents:
                     raise PosixError(errno.ESTALE, inode.was)
                 mount.cache.refer(contents[-1])
-                return contents[-1], False
+                return Acquired(contents[-1])
             pending = mount.cache.dirty(inode.key)
             if pending is not None:
                 mount.cache.refer(pending)
-                return pending, False
-            found = await self._ask_file(inode, fetch_bytes=self._worth_fetching_bytes(inode) if reading else 0)
+                return Acquired(pending)
+            found = await self._ask_file(inode, fetch_bytes=fetch_bytes)
             if found is not None:
                 # No await since the answer was found to be newer than every local change.
                 content = mount.cache.attach(found.info, content_type=found.info.content_type or FILE_TYPE)
-                if found.body and content.size <= FETCH_MAX_BYTES:
-                    await self._keep(content, found.body)
-                return content, found.changed
-
-    def _worth_fetching_bytes(self, inode: Inode) -> int:
-        """The length of a small file whose bytes are not here, else 0."""
-        cache, key = self._mount.cache, inode.key
-        if inode.size > FETCH_MAX_BYTES or key is None or cache.holds(key, inode.version):
-            return 0
-        return inode.size
-
-    async def _keep(self, content: Content, body: Buffer) -> None:
-        try:
-            await self._mount.cache.fill(content, body)
-        except BaseException:
-            self._mount.cache.release(content)
-            raise
+                return Acquired(content, found.changed, found.body)
 
     async def _ask_file(self, inode: Inode, *, fetch_bytes: int = 0) -> _Told | None:
         """HEAD and adopt. None: a local change came in between. PosixError(ESTALE): gone, or of another type.

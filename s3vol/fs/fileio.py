@@ -20,7 +20,7 @@ from math import inf
 
 from s3vol.cache.base import Content, State
 from s3vol.errors import Conflict, NotFound, PosixError, PreconditionFailed
-from s3vol.fs import attributes, pagecache
+from s3vol.fs import attributes, firstbytes, pagecache
 from s3vol.fs.base import Opened, Pages, Range
 from s3vol.fs.beside import whole_pages
 from s3vol.fs.coherence import Coherence
@@ -51,9 +51,12 @@ class FileIO:
         if _writes(flags):
             mount.writable()
         async with HoldInode(mount, inode):
-            content, changed = await self._coherence.acquire(inode, reading=_reads(flags))
+            worth_bytes = firstbytes.worth_bytes(mount.cache, inode, flags)
+            acquired = await self._coherence.acquire(inode, fetch_bytes=worth_bytes)
+            content, body = acquired.content, acquired.body
+            whole: Buffer = b""
             try:
-                if changed and _appends(flags):
+                if acquired.changed and _appends(flags):
                     # The kernel appends at the length that it was told last, and only a lookup tells it another one:
                     # it would write into the middle of what another node made. ESTALE makes it look again.
                     raise PosixError(errno.ESTALE, content.key)
@@ -63,12 +66,19 @@ class FileIO:
                         # after: it would fail, and the program that runs would have lost its file all the same.
                         raise PosixError(errno.ETXTBSY, content.key)
                     await self.truncate(inode, content, 0)
+                if body:
+                    await (mount.cache.fill if _writes(flags) else mount.cache.hold)(content, body)
+                    if not acquired.changed and firstbytes.for_kernel(mount.handles, inode, content, flags, body):
+                        whole = body
             except BaseException:
                 mount.cache.release(content)
                 raise
-            return self.opened(inode, content, flags, changed=changed)
+            # No await since it was decided what the kernel may be given.
+            return self.opened(inode, content, flags, changed=acquired.changed, whole=whole)
 
-    def opened(self, inode: Inode, content: Content, flags: int, *, changed: bool = False) -> Opened:
+    def opened(
+        self, inode: Inode, content: Content, flags: int, *, changed: bool = False, whole: Buffer = b""
+    ) -> Opened:
         """Register a handle, which takes over the reference on `content`. No await."""
         direct = pagecache.mixed(self._mount.handles, inode, content)
         keep = not direct and pagecache.keeps(inode, content)
@@ -82,7 +92,9 @@ class FileIO:
         )
         if not direct:
             inode.pages = content
-        return Opened(handle.fh, keep_cache=keep, direct=direct, changed=changed or others)
+        if whole:
+            self._mount.health.count("pushed_bytes", len(whole))
+        return Opened(handle.fh, keep_cache=keep, direct=direct, changed=changed or others, whole=whole)
 
     async def read(self, fh: Fh, offset: int, length: int) -> Buffer:
         """See ContentCache.read; ESTALE when the version is gone from the bucket and not all here."""
@@ -227,10 +239,6 @@ def _opens_for_writing(flags: int) -> bool:
 
 def _writes(flags: int) -> bool:
     return _opens_for_writing(flags) or bool(flags & os.O_TRUNC)
-
-
-def _reads(flags: int) -> bool:
-    return flags & os.O_ACCMODE != os.O_WRONLY and flags & os.O_TRUNC == 0
 
 
 def _appends(flags: int) -> bool:

@@ -162,7 +162,7 @@ class Namespace:
         await self._coherence.refresh(inode)
         target = inode.target
         if target is None:
-            content, _ = await self._coherence.acquire(inode)
+            content = (await self._coherence.acquire(inode)).content
             try:
                 if content.size > TARGET_MAX_BYTES:
                     raise PosixError(errno.ENAMETOOLONG, inode.path)

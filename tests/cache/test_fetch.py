@@ -56,10 +56,10 @@ async def test_each_reader_gets_the_error_of_its_own_request(rig: Rig) -> None:
 async def test_bytes_that_came_with_the_proof_are_kept_and_not_asked_for_again(rig: Rig) -> None:
     async with rig.cache(serve=False) as cache:
         info = await rig.put("f", b"content")
-        assert not cache.holds("f", info.version)
+        assert not cache.holds("f", info.version, 7)
         content = cache.attach(info)
         await cache.fill(content, b"content")
-        assert cache.holds("f", info.version)
+        assert cache.holds("f", info.version, 7)
         assert bytes(await cache.read(content, 0, 10)) == b"content"
         assert rig.faults.calls["get"] == 0
 

@@ -31,7 +31,8 @@ class MemoryContent:
     content_type: str
     state: State
     refs: int = 1
-    body: bytearray | None = field(default=None)  # None: nothing is here yet
+    body: bytearray | None = field(default=None)  # None: nothing is here yet, but
+    first: Buffer = b""  # what came along with an open
     publishing: trio.Lock = field(default_factory=trio.Lock)
 
     @property
@@ -72,7 +73,7 @@ class MemoryCache:
         self._clean[info.key, info.version] = content
         return content
 
-    def holds(self, key: str, version: Version | None) -> bool:
+    def holds(self, key: str, version: Version | None, length: int) -> bool:
         found = self._clean.get((key, version)) if version is not None else None
         return found is not None and found.body is not None
 
@@ -80,6 +81,10 @@ class MemoryCache:
         content = _own(content)
         if content.body is None and len(body) == content.size:
             content.body = bytearray(body)
+
+    async def hold(self, content: Content, body: Buffer) -> None:
+        await self.fill(content, body)
+        _own(content).first = body
 
     def create(
         self, key: str, metadata: Mapping[str, str], *, base: Version | None = None, content_type: str = ""
@@ -102,6 +107,8 @@ class MemoryCache:
 
     async def read(self, content: Content, offset: int, length: int) -> Buffer:
         content = _own(content)
+        if content.body is None and offset + length <= len(content.first):
+            return content.first[offset : offset + length]
         await self._load(content)
         assert content.body is not None
         return bytes(content.body[offset : offset + length])

@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from s3vol import layout
+from s3vol.cache.base import FIRST_BYTES
 from s3vol.errors import Conflict, PosixError
-from s3vol.fs.coherence import FETCH_MAX_BYTES
 from tests.fs.conftest import Nodes
 from tests.fs.rig import USER, Foreign, Node, fails
 
@@ -69,9 +69,9 @@ async def test_an_open_that_makes_other_pages_right_has_the_old_ones_dropped_fir
 
 
 async def test_bytes_of_a_version_that_is_gone_are_estale_and_never_the_new_ones(a: Node, b: Node) -> None:
-    await a.write("f", b"old" * FETCH_MAX_BYTES)
+    await a.write("f", b"old" * FIRST_BYTES)
     opened = await b.open("f")
-    await a.write("f", b"new" * FETCH_MAX_BYTES)
+    await a.write("f", b"new" * FIRST_BYTES)
     await fails(errno.ESTALE, b.read_handle(opened.fh))
 
 

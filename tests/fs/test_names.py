@@ -11,8 +11,8 @@ import trio
 import trio.testing
 
 from s3vol import layout
+from s3vol.cache.base import FIRST_BYTES
 from s3vol.errors import Unavailable
-from s3vol.fs.coherence import FETCH_MAX_BYTES
 from s3vol.fs.listing import PAGE_ROWS
 from s3vol.store.base import Capabilities
 from s3vol.store.memory import MemoryBucket, MemoryStore
@@ -163,7 +163,7 @@ async def test_an_unlinked_file_with_unpublished_changes_keeps_all_its_bytes(
 
 
 async def test_what_a_crash_left_in_orphans_is_removed_at_the_next_mount(a: Node, b: Node, foreign: Foreign) -> None:
-    await b.write("f", b"remote bytes" * FETCH_MAX_BYTES)  # too many to be here when it is opened
+    await b.write("f", b"remote bytes" * FIRST_BYTES)  # too many to be here when it is opened
     await a.open("f")
     await a.unlink("f")
     assert [key for key in foreign.objects(own=True) if key.startswith(layout.ORPHANS)] != []
