@@ -31,6 +31,7 @@ from s3vol.fs.context import Mount
 from s3vol.fs.inodes import Inode
 from s3vol.fs.linkrecord import Count, count_of
 from s3vol.fs.links import Links
+from s3vol.fs.markers import Markers
 from s3vol.fs.objects import Objects
 from s3vol.store.base import FILE_TYPE, Buffer
 from s3vol.types import Invalidation, ObjectInfo, Version
@@ -61,9 +62,10 @@ class Acquired:
 class Coherence:
     """Between the inodes of one mount and the bucket. Methods that are not async have no await."""
 
-    def __init__(self, mount: Mount, objects: Objects, links: Links) -> None:
+    def __init__(self, mount: Mount, objects: Objects, links: Links, markers: Markers) -> None:
         self._mount = mount
         self._objects = objects
+        self._markers = markers
         self._links = links
 
     # What may be told to the kernel
@@ -326,8 +328,16 @@ class Coherence:
         key = inode.key
         if key is None:
             raise PosixError(errno.ESTALE, inode.was)
+        early = await self._markers.early(key)
+        if early is not None and inode.key == key:
+            marker, ask = early
+            self.adopt_directory(inode, marker, ask.at_s)
+            return self.settled(inode)
         with self._mount.learned.asking() as ask:
-            marker, exists = await self._look_directory(inode, key)
+            if inode is self._mount.inodes.root:
+                marker, exists = await self._objects.head(layout.ROOT_ATTRIBUTES), True
+            else:
+                marker, exists = await self._markers.look(key, marked=bool(inode.marker))
         if ask.stale(key) or inode.key != key:
             return False
         if not exists:
@@ -335,17 +345,6 @@ class Coherence:
             raise PosixError(errno.ESTALE, key)
         self.adopt_directory(inode, marker, ask.at_s)
         return True
-
-    async def _look_directory(self, inode: Inode, key: str) -> tuple[ObjectInfo | None, bool]:
-        """The marker, and whether there is a directory at all. One request in most cases."""
-        if inode is self._mount.inodes.root:
-            return await self._objects.head(layout.ROOT_ATTRIBUTES), True
-        if inode.marker:
-            marker = await self._objects.head(key)
-            if marker is not None and not layout.is_tombstone(marker):
-                return marker, True
-        first = await self._objects.first_below(key)
-        return (first if first is not None and first.key == key else None), first is not None
 
     def kind(self, info: ObjectInfo) -> int:
         """The type bits of a file's object."""

@@ -37,6 +37,7 @@ from s3vol.fs.links import Links
 from s3vol.fs.listing import Lister
 from s3vol.fs.looks import Looks
 from s3vol.fs.lookup import Finder
+from s3vol.fs.markers import Markers
 from s3vol.fs.namespace import Namespace
 from s3vol.fs.numbers import Numbers
 from s3vol.fs.objects import Objects
@@ -72,7 +73,8 @@ class S3Fs:
         mount = self._mount = _mount(store, cache, settings, events, health or Health())
         objects = Objects(store, settings, mount.health)
         links = Links(mount, objects)
-        coherence = Coherence(mount, objects, links)
+        markers = self._markers = Markers(mount, objects)
+        coherence = Coherence(mount, objects, links, markers)
         lister = Lister(mount, objects, coherence)
         finder = Finder(mount, objects, coherence, lister, links)
         orphans = Orphans(mount, objects)
@@ -85,7 +87,7 @@ class S3Fs:
         self._removal = removal
         self._rename = Rename(mount, objects, coherence, finder, self._files, orphans, removal, renaming, tree)
         self._changes = Changes(mount, coherence, self._files)
-        self._ahead = WalkAhead(mount, lister)
+        self._ahead = WalkAhead(mount, lister, markers)
         self._directories = Directories(mount, coherence, finder, lister, links, self._ahead)
         self._upkeep = Upkeep(mount, self._files, orphans, self._rename, tree, links)
 
@@ -99,6 +101,7 @@ class S3Fs:
         """List ahead, and sweep, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._ahead.run)
+            nursery.start_soon(self._markers.run)
             nursery.start_soon(self._upkeep.run)
 
     # Names

@@ -31,6 +31,7 @@ from s3vol.fs.links import Links
 from s3vol.fs.listing import Lister
 from s3vol.fs.looks import Looks
 from s3vol.fs.lookup import Finder
+from s3vol.fs.markers import Markers
 from s3vol.fs.numbers import Numbers
 from s3vol.fs.objects import Objects
 from s3vol.fs.orphans import Orphans
@@ -133,7 +134,7 @@ class Mender:
         mount.inodes.root.set_posix(attributes.default_directory(owner, mount.started_ns))
         self._objects = objects = Objects(store, settings, mount.health)
         self._links = links = Links(mount, objects)
-        coherence = Coherence(mount, objects, links)
+        coherence = Coherence(mount, objects, links, Markers(mount, objects))
         lister = Lister(mount, objects, coherence)
         finder = Finder(mount, objects, coherence, lister, links)
         orphans = Orphans(mount, objects)
