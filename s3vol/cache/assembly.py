@@ -106,7 +106,19 @@ def assemble(
     writeback = WriteBack(publisher, saver, sender, ledger, settings, health, tell)
     reader = Reader(files, space, fetcher, Loader(files, budget, shelf), publisher, tasks, settings, health)
     writer = Writer(
-        files, journal, registry, ledger, space, saver, sender, publisher, writeback, tasks, settings, health
+        files,
+        journal,
+        registry,
+        ledger,
+        space,
+        saver,
+        sender,
+        publisher,
+        fetcher,
+        writeback,
+        tasks,
+        settings,
+        health,
     )
     return Parts(
         directory,

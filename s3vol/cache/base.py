@@ -125,7 +125,7 @@ class ContentCache(Protocol):
         ...
 
     def holds(self, key: str, version: Version | None, length: int) -> bool:
-        """True when the first `length` bytes of this version are on the disk. No await."""
+        """True when the first `length` bytes of this version are on the disk, or held. No await."""
         ...
 
     async def fill(self, content: Content, body: Buffer) -> None:
@@ -134,6 +134,10 @@ class ContentCache(Protocol):
 
     async def hold(self, content: Content, body: Buffer) -> None:
         """`fill` for bytes that may not be needed again: in memory until the release, while there is room."""
+        ...
+
+    async def unhold(self, content: Content) -> None:
+        """Bring what is held of it to the disk, while there is room."""
         ...
 
     def create(

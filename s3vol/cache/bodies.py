@@ -62,6 +62,13 @@ class ContentBodies:
                 body.give_up()
         self._bodies = [body for body in self._bodies if body.bytes]
 
+    def drop_passing(self) -> None:
+        """Give up all but those that stay."""
+        for body in self._bodies:
+            if not body.stays:
+                body.give_up()
+        self._bodies = [body for body in self._bodies if body.bytes]
+
     def covers(self, start: int, end: int) -> bool:
         """True when `serve` would answer."""
         return self._pieces(start, end) is not None
@@ -84,7 +91,8 @@ class ContentBodies:
         """Which bodies the range is to be taken from, in order."""
         pieces: list[tuple[Body, Range]] = []
         while start < end:
-            body = next((one for one in self._bodies if one.start <= start < one.end), None)
+            # The newest first: what is fetched behind bytes that stay has them, too, and goes when all is served.
+            body = next((one for one in reversed(self._bodies) if one.start <= start < one.end), None)
             if body is None:
                 return None
             stop = min(end, body.end)

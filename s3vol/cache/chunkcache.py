@@ -156,7 +156,10 @@ class ChunkCache:
     def holds(self, key: str, version: Version | None, length: int) -> bool:
         """See `ContentCache.holds`."""
         content = self.parts.registry.known(key, version) if version is not None else None
-        return content is not None and not content.absent(0, min(length, content.base_limit))
+        if content is None:
+            return False
+        first = min(length, content.base_limit)
+        return not content.absent(0, first) or self.parts.fetcher.held.has(content, first)
 
     async def fill(self, content: Content, body: Buffer) -> None:
         """See `ContentCache.fill`."""
@@ -165,6 +168,10 @@ class ChunkCache:
     async def hold(self, content: Content, body: Buffer) -> None:
         """See `ContentCache.hold`."""
         await self.parts.fetcher.hold(_own(content), body)
+
+    async def unhold(self, content: Content) -> None:
+        """See `ContentCache.unhold`."""
+        await self.parts.fetcher.unhold(_own(content))
 
     def create(
         self, key: str, metadata: Mapping[str, str], *, base: Version | None = None, content_type: str = ""

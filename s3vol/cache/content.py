@@ -306,7 +306,7 @@ class CachedContent:
 
     def rebase(self, version: Version) -> None:
         """The bytes that are absent here are those of the object at `version`."""
-        self.bodies.drop(0)
+        self.bodies.drop_passing()  # what is held is right: it was never changed here
         self.base = version
         self.derived = True
         self.unresolved = False
@@ -316,6 +316,7 @@ class CachedContent:
         for ranges in (self.present, self.dirty, self.inflight, self.journaled, self.unjournaled, self.saving):
             ranges.clear()
         self.cut_unflushed = True
+        self.bodies.drop(0)
         self.rebase(info.version)
         self.evictions += 1
         self.size = self.base_limit = self.low_water = self.saved_size = info.size

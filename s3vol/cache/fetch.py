@@ -31,8 +31,8 @@ from functools import partial
 import trio
 
 from s3vol.cache.background import Background
-from s3vol.cache.base import CacheSettings
-from s3vol.cache.bodies import Shelf
+from s3vol.cache.base import CacheSettings, State
+from s3vol.cache.bodies import Body, Shelf
 from s3vol.cache.budget import ByteBudget
 from s3vol.cache.content import CachedContent
 from s3vol.cache.direct import PAGE_BYTES
@@ -116,6 +116,9 @@ class Fetcher:
         while not content.dropped and (missing := content.absent(start, end)):
             if reading and content.bodies.covers(start, end):
                 return
+            if not reading and self.held.has(content, missing[0][0] + 1):
+                await self.unhold(content)
+                continue
             runs, busy = self._claim(content, missing)
             if not runs and busy is not None:
                 await busy.wait()
@@ -229,12 +232,25 @@ class Fetcher:
 
     async def hold(self, content: CachedContent, body: Buffer) -> None:
         """`fill`, but in memory for as long as somebody has the content open; only what is too much is kept."""
+        if content.state is not State.CLEAN:  # its readers see what was written
+            await self.fill(content, body)
+            return
         self._health.count("fetched_bytes", len(body))
         self.held.put(content, memoryview(body))
         while (old := self.held.take_excess()) is not None:
-            of, oldest = old
-            await self._keep(of, oldest.bytes)
-            oldest.give_up()
+            await self._put_down(*old)
+
+    async def unhold(self, content: CachedContent) -> None:
+        """Bring what is held of a content to the disk, if there is room."""
+        body = self.held.take(content)
+        if body is not None:
+            await self._put_down(content, body)
+
+    async def _put_down(self, content: CachedContent, body: Body) -> None:
+        try:
+            await self._keep(content, body.bytes)
+        finally:
+            body.give_up()
 
     async def _keep(self, content: CachedContent, body: Buffer) -> None:
         base = content.base
@@ -262,7 +278,7 @@ class Fetcher:
     async def _land(self, content: CachedContent, run: _Run, start: int, body: memoryview) -> None:
         """Serve readers from `body`, and bring it to the disk past the page cache."""
         base = content.base
-        if content.absent(start, start + len(body)) == [(start, start + len(body))]:
+        if not content.is_changed(start, start + len(body)):  # what is here of it is the same
             self._shelf.put(content.bodies, start, body)  # whole: a slice would hold all of it and count as a part
         run.over.set()
         run.over = over = trio.Event()

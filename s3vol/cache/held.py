@@ -4,8 +4,9 @@ Theory of operation. The kernel was given these bytes and may drop them while th
 in the bucket by then, and who has the file open goes on to read the one that it opened. Most files are read once and
 closed, so nothing is written to the disk for them unless too much is held: then the oldest are for the disk.
 
-A body is right as long as it is there, like every other (cache/bodies.py); one that was given up below, because its
-content was changed, still counts until its content is closed.
+A body is right as long as it is there, like every other (cache/bodies.py). Before some of its bytes are changed, and
+when a publish needs them, it goes to the disk: the old version may be gone from the bucket, and a conflict copy has to
+have the rest. One that was cut all the same still counts until its content is closed.
 
 Rejected: the shelf of the readahead, which gives up what was served once or is in the way; the disk at once, which
 costs more than the request when files are small: an inode, a block and a directory entry each.
@@ -38,6 +39,19 @@ class Held:
         self._used_bytes += len(data)
         content.bodies.add(body)
 
+    def has(self, content: CachedContent, length: int = 1) -> bool:
+        """True when so many first bytes of a content are held."""
+        found = self._bodies.get(content)
+        return found is not None and len(found[0].bytes) >= length
+
+    def take(self, content: CachedContent) -> Body | None:
+        """What is held of a content, no longer held but served until it is given up."""
+        found = self._bodies.pop(content, None)
+        if found is None:
+            return None
+        self._used_bytes -= found[1]
+        return found[0]
+
     def take_excess(self) -> tuple[CachedContent, Body] | None:
         """The oldest when there is too much, no longer held but served until it is given up."""
         if self._used_bytes <= self._capacity_bytes:
@@ -48,8 +62,6 @@ class Held:
 
     def let_go(self, content: CachedContent) -> None:
         """Give up what is held of a content: nobody has it open."""
-        found = self._bodies.pop(content, None)
-        if found is not None:
-            body, length = found
-            self._used_bytes -= length
+        body = self.take(content)
+        if body is not None:
             body.give_up()

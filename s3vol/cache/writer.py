@@ -23,6 +23,7 @@ from s3vol.cache.background import Background
 from s3vol.cache.base import CacheSettings, State
 from s3vol.cache.content import CachedContent
 from s3vol.cache.disk import DataFiles
+from s3vol.cache.fetch import Fetcher
 from s3vol.cache.journal import Journal
 from s3vol.cache.ledger import Ledger
 from s3vol.cache.policy import admits
@@ -52,6 +53,7 @@ class Writer:
         saver: Saver,
         sender: Sender,
         publisher: Publisher,
+        fetcher: Fetcher,
         writeback: WriteBack,
         tasks: Background,
         settings: CacheSettings,
@@ -65,6 +67,7 @@ class Writer:
         self._saver = saver
         self._sender = sender
         self._publisher = publisher
+        self._fetcher = fetcher
         self._writeback = writeback
         self._tasks = tasks
         self._settings = settings
@@ -94,6 +97,9 @@ class Writer:
                 return False
         if (landing := content.landing_in(start, end)) is not None:
             await landing.wait()
+            return False
+        if self._fetcher.held.has(content):
+            await self._fetcher.unhold(content)
             return False
         new = 0 if content.dirty.covers(start, end) else end - start - content.present.count(start, end)
         if new and self._space.missing_bytes(new) > 0:
@@ -178,6 +184,9 @@ class Writer:
         while size != content.size:
             low, high = min(size, content.size), max(size, content.size)
             if await self._has_waited(content, deadline_s):
+                continue
+            if 0 < size < content.size and self._fetcher.held.has(content):
+                await self._fetcher.unhold(content)
                 continue
             if content.recorded_in(low, high):
                 await self._space.unrecord(content, low, high)

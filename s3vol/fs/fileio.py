@@ -18,7 +18,7 @@ import errno
 import os
 from math import inf
 
-from s3vol.cache.base import Content, State
+from s3vol.cache.base import FIRST_BYTES, Content, State
 from s3vol.errors import Conflict, NotFound, PosixError, PreconditionFailed
 from s3vol.fs import attributes, firstbytes, pagecache
 from s3vol.fs.base import Opened, Pages, Range
@@ -41,6 +41,7 @@ class FileIO:
         self._mount = mount
         self._coherence = coherence
         self._orphans = orphans
+        self._habit = firstbytes.Habit()
 
     async def open(self, inode: Inode, flags: int) -> Opened:
         """See FileSystem.open. ESTALE: the file is gone, or has to be looked up before an append. EISDIR, EROFS,
@@ -51,7 +52,7 @@ class FileIO:
         if _writes(flags):
             mount.writable()
         async with HoldInode(mount, inode):
-            worth_bytes = firstbytes.worth_bytes(mount.cache, inode, flags)
+            worth_bytes = firstbytes.worth_bytes(mount.cache, inode, flags, self._habit)
             acquired = await self._coherence.acquire(inode, fetch_bytes=worth_bytes)
             content, body = acquired.content, acquired.body
             whole: Buffer = b""
@@ -67,8 +68,11 @@ class FileIO:
                         raise PosixError(errno.ETXTBSY, content.key)
                     await self.truncate(inode, content, 0)
                 if body:
-                    await (mount.cache.fill if _writes(flags) else mount.cache.hold)(content, body)
-                    if not acquired.changed and firstbytes.for_kernel(mount.handles, inode, content, flags, body):
+                    base = content.base
+                    again = _writes(flags) or pagecache.keeps(inode, content)
+                    await (mount.cache.fill if again else mount.cache.hold)(content, body)
+                    same = content.base is base and not acquired.changed  # and not changed and published meanwhile
+                    if same and firstbytes.for_kernel(mount.handles, inode, content, flags, body):
                         whole = body
             except BaseException:
                 mount.cache.release(content)
@@ -99,6 +103,10 @@ class FileIO:
     async def read(self, fh: Fh, offset: int, length: int) -> Buffer:
         """See ContentCache.read; ESTALE when the version is gone from the bucket and not all here."""
         handle = self._mount.handles.file(fh)
+        if not handle.was_read:
+            handle.was_read = True
+            if handle.content.size > FIRST_BYTES:
+                self._habit.note(offset, length)
         while True:
             key = handle.content.key
             try:

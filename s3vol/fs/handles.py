@@ -55,6 +55,7 @@ class FileHandle:
     executed: bool  # the kernel opened it to run it, and holds it until that program ends
     paged: bool  # it reads through the kernel's page cache
     misses: Misses = field(default_factory=Misses)
+    was_read: bool = False
 
 
 @dataclass(eq=False, slots=True)

@@ -40,6 +40,7 @@ class Orphans:
         if dirty is not None and dirty not in contents:
             await cache.discard(dirty)
         for content in contents:
+            await cache.unhold(content)
             if content.state is State.CLEAN and not cache.is_local(content):
                 await self._copy(inode, content)
             if content.state is not State.DISCARDED:

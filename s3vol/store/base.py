@@ -152,7 +152,8 @@ class Store(Protocol):
     async def fetch(self, key: str, length: int) -> tuple[ObjectInfo, Buffer]:
         """What `head` and `get` from 0 say, of one version; in one request where the store can. Raises NotFound.
 
-        For a small file that is opened to be read: the proof that it is current brings the content along.
+        For a file that is opened to be read: the proof that it is current brings its first bytes along. None of them
+        come from a store that was asked to check what it reads, and can check only all of the object.
         """
         ...
 

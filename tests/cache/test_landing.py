@@ -260,6 +260,19 @@ async def test_the_first_bytes_of_a_sequential_reader_do_not_wait_for_the_disk_e
         assert rig.faults.calls["get"] == 1
 
 
+async def test_nor_when_what_came_with_the_open_is_on_the_disk_already(rig: Rig, thread: Thread) -> None:
+    async with rig.cache() as cache:
+        content = cache.attach(await rig.put("f", BODY[:MIB]))
+        await cache.fill(content, BODY[: 64 * KIB])
+        with trio.fail_after(10):
+            assert bytes(await cache.read(content, 0, 512 * KIB)) == BODY[: 512 * KIB]
+        await thread.has_begun()
+        thread.go_on()
+        await cache.parts.fetcher.ensure(content, 0, MIB)
+        with dropped_pages(cache, content):
+            assert await on_disk(cache, content, 0, MIB) == BODY[:MIB]
+
+
 async def test_what_a_random_reader_fetched_is_in_the_page_cache(rig: Rig, thread: Thread) -> None:
     async with rig.cache() as cache:
         content = cache.attach(await rig.put("f", BODY))

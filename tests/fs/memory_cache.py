@@ -86,6 +86,9 @@ class MemoryCache:
         await self.fill(content, body)
         _own(content).first = body
 
+    async def unhold(self, content: Content) -> None:
+        pass
+
     def create(
         self, key: str, metadata: Mapping[str, str], *, base: Version | None = None, content_type: str = ""
     ) -> MemoryContent:

@@ -56,6 +56,15 @@ async def test_reads_mean_the_same_with_and_without_a_checksum(minio: Minio, buc
         assert await store.get("parts", 0, 6 * MIB, if_match=whole) == b"x" * 5 * MIB + b"0123456789"
 
 
+@pytest.mark.minio
+async def test_a_part_that_nobody_can_check_does_not_come_along(minio: Minio, bucket: str) -> None:
+    async with s3_store(minio.endpoint, bucket, checksum="sha256") as store:
+        etag = await store.put("k", b"0123456789", metadata={})
+        for length, expected in ((4, b""), (10, b"0123456789"), (100, b"0123456789")):
+            info, body = await store.fetch("k", length)
+            assert (info.etag, info.size, body) == (etag, 10, expected)
+
+
 @pytest.mark.parametrize("body", [b"what was written", b"what was damaged"])
 async def test_a_body_that_is_not_what_was_written_is_never_returned(body: bytes) -> None:
     headers = {"x-amz-checksum-sha256": sha256(b"what was written"), "ETag": '"1"'}
