@@ -23,7 +23,7 @@ from dataclasses import replace
 import trio
 
 from s3vol import layout
-from s3vol.errors import NotFound, PosixError, PreconditionFailed, S3volError, Unavailable
+from s3vol.errors import NotFound, PosixError, PreconditionFailed, Unavailable
 from s3vol.fs.base import FsSettings
 from s3vol.store.base import ABSENT, ANY, DIRECTORY_TYPE, FILE_TYPE, Buffer, Condition, Store, matches
 from s3vol.types import NONCE, Health, ObjectInfo
@@ -54,15 +54,11 @@ class Objects:
             return None
 
     async def fetch(self, key: str, length: int) -> tuple[ObjectInfo | None, Buffer]:
-        """`head`, with the first bytes of the same version, if they can be had."""
+        """`head`, with the first bytes of the same version."""
         try:
             return await self._store.fetch(key, length)
         except NotFound:
             return None, b""
-        except S3volError as error:
-            if error.retryable:
-                raise
-        return await self.head(key), b""  # archived, or damaged: that is for who reads them
 
     async def known(self, info: ObjectInfo) -> ObjectInfo | None:
         """`info` with its metadata, asked for if the listing did not bring it; None when it has gone since."""

@@ -8,7 +8,6 @@ import os
 import pytest
 
 from s3vol.cache.base import FIRST_BYTES, Content
-from s3vol.errors import Denied
 from s3vol.store.base import Buffer
 from s3vol.types import Fh
 from tests.fs.rig import Foreign, Node, fails
@@ -235,14 +234,4 @@ async def test_an_open_file_that_came_along_is_removed_without_a_copy_in_the_buc
     opened = await a.open("f")
     await a.unlink("f")
     assert (a.controls.calls["copy"], foreign.objects(own=True)) == (0, [])
-    assert await a.read_handle(opened.fh) == b"content"
-
-
-async def test_a_file_whose_bytes_cannot_be_had_is_opened_and_not_read(a: Node, foreign: Foreign) -> None:
-    await foreign.put("f", b"content")
-    await a.stat("f")
-    a.controls.fail_next("fetch", Denied("archived"))
-    opened = await a.open("f")
-    a.controls.fail_next("get", Denied("archived"))
-    await fails(errno.EACCES, a.read_handle(opened.fh))
     assert await a.read_handle(opened.fh) == b"content"
