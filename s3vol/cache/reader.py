@@ -57,7 +57,7 @@ class Reader:
         self._tasks = tasks
         self._settings = settings
         self._health = health
-        self._share = Share(settings.readahead_max_bytes, settings.memory_bytes // 4)  # half of the shelf
+        self._share = Share(settings.readahead_max_bytes, settings.memory_bytes // 4)  # a good half of the shelf
         self._prefetches = 0
 
     async def read(self, content: CachedContent, offset: int, length: int) -> Buffer:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from s3vol.cache.base import CacheSettings
 from s3vol.cache.chunkcache import ChunkCache
@@ -73,3 +74,12 @@ async def b(nodes: Nodes) -> Node:
 def foreign(bucket: MemoryBucket) -> Foreign:
     """A client that knows nothing of s3vol."""
     return Foreign(bucket)
+
+
+@pytest.fixture
+async def walker(a: Node) -> AsyncIterator[Node]:
+    """A node whose background work runs, as in a mount."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(a.fs.run)
+        yield a
+        nursery.cancel_scope.cancel()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import random
 import stat
-from collections.abc import AsyncIterator
 
 import pytest
 import trio
@@ -17,15 +16,6 @@ from tests.fs.rig import Foreign, Node, fails
 
 DIRECTORIES = [f"t/d{number}" for number in range(8)]
 FIRST = 0o755
-
-
-@pytest.fixture
-async def walker(a: Node) -> AsyncIterator[Node]:
-    """A node whose background work runs, as in a mount."""
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(a.fs.run)
-        yield a
-        nursery.cancel_scope.cancel()
 
 
 async def _mode(node: Node, path: str) -> int:

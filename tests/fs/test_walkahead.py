@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import AsyncIterator
 
 import pytest
 import trio
@@ -18,15 +17,6 @@ from tests.fs.rig import Foreign, Node, fails
 
 DIRECTORIES = [f"t/d{number}" for number in range(8)]
 KEYS = [f"{path}/" for path in DIRECTORIES]
-
-
-@pytest.fixture
-async def walker(a: Node) -> AsyncIterator[Node]:
-    """A node whose background work runs, as in a mount."""
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(a.fs.run)
-        yield a
-        nursery.cancel_scope.cancel()
 
 
 async def _grow(node: Node, foreign: Foreign) -> None:
